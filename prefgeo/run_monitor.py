@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +19,17 @@ from prefgeo.run_folder import CHECKPOINT, RunFolder
 
 Snapshot = dict[str, Any]
 PATIENCE = 1.0  # seconds without a progress bar
+_HIDDEN: ContextVar[bool] = ContextVar("bars hidden", default=False)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No bars of runs inside, where there is one of a sweep around them."""
+    token = _HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
 
 
 class RunMonitor:
@@ -92,7 +105,7 @@ class ProgressBar:
     def __init__(self, what: str, patience: float = PATIENCE) -> None:
         self.what, self.patience, self.begun = what, patience, time.monotonic()
         self.progress: Progress | None = None
-        self.enabled = sys.stderr.isatty()
+        self.enabled = sys.stderr.isatty() and not _HIDDEN.get()
 
     def show(self, done: int, total: int) -> None:
         """So many of so many are done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,26 @@ from prefgeo.folders import Folder
 from prefgeo.preparation import digest
 from prefgeo.run_monitor import ProgressBar
 from prefgeo.runs import git_revision, versions
-from prefgeo.sweep_recipes import Cell, Sweep, load_sweep
+from prefgeo.sweep_recipes import Sweep, load_sweep
 from prefgeo.sweep_tables import as_csv, as_parquet, results_table, summary_table
-from prefgeo.sweep_workers import Found, Payload, Pool, workers
+from prefgeo.sweep_units import Unit, joined, sweep_units
+from prefgeo.sweep_workers import Found, Pool, workers
 
-CONFIG, CELLS = "sweep.json", "cells"
+CONFIG, CELLS, RUNS = "sweep.json", "cells", "runs"
 TABLES = ("results", "summary")
 
 
 class SweepFolder(Folder):
-    """Files of one sweep: sweep.json, a file for each cell that is done or has failed, and the tables."""
+    """Files of one sweep: sweep.json, a file for each unit that is done or has failed, the tables, and the folders of
+    language-model runs."""
 
     what = "sweep"
-    files = (CONFIG, CELLS, *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")))
+    files = (CONFIG, CELLS, RUNS, *(f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")))
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A sweep whose cells have all been tried; ``computed`` of them now, the others before."""
+    """A sweep whose cells have all been tried; ``computed`` of its units now, the others before."""
 
     folder: Path
     sweep: Sweep
@@ -51,6 +53,7 @@ def run_sweep(
     cluster: str | None = None,
     resume: bool = False,
     device: str = "cpu",
+    checkpoint_seconds: float = 10.0,
 ) -> SweepRun:
     """Run a sweep file and write its tables. Cells that are done already (``resume``) are read, not run again.
 
@@ -58,26 +61,28 @@ def run_sweep(
     does not answer. A cell that fails does not raise: it is recorded with its reason, and tried again by ``resume``.
     """
     sweep = load_sweep(path)
+    if sweep.trains_language_models and backend != "torch":
+        raise UsageError(f"{path} trains language models, which the {backend} backend cannot do: say --backend torch")
     with workers(jobs, cluster) as pool:
         folder = SweepFolder.claim(out, resume=resume)
         try:
-            return _run(sweep, folder, pool, backend, device)
+            return _run(sweep, folder, pool, {"backend": backend, "device": device, "seconds": checkpoint_seconds})
         finally:
             folder.release()
 
 
-def _run(sweep: Sweep, folder: SweepFolder, pool: Pool, backend: str, device: str) -> SweepRun:
-    _begin(folder, sweep, backend, device)
-    keys = {cell.key(backend): cell.index for cell in sweep.cells}
-    done = {index: found for key, index in keys.items() if (found := _stored(folder, key)) is not None}
-    payloads = [_payload(sweep, cell, backend, device) for cell in sweep.cells if cell.index not in done]
-    for key, result in _watched(pool(payloads), sweep, len(done)) if payloads else ():
-        done[keys[key]] = result
-        settings = dict(sweep.cells[keys[key]].settings)
-        folder.write_json(f"{CELLS}/{key}.json", {"cell": settings, "result": result})
-    results = {index: done[index] for index in sorted(done)}
+def _run(sweep: Sweep, folder: SweepFolder, pool: Pool, how: Mapping[str, Any]) -> SweepRun:
+    _begin(folder, sweep, how["backend"], how["device"])
+    units = sweep_units(sweep, how["backend"])
+    done = {unit.key: found for unit in units if (found := _stored(folder, unit.key)) is not None}
+    waiting = list({unit.key: unit for unit in units if unit.key not in done}.values())  # cells may be alike
+    settings = {unit.key: dict(unit.cell.settings) | unit.seed_setting for unit in units}
+    for key, result in _watched(pool, waiting, folder.path, sweep, len(settings), how):
+        done[key] = result
+        folder.write_json(f"{CELLS}/{key}.json", {"cell": settings[key], "result": result})
+    results = joined(sweep, units, done)
     _write_tables(folder, sweep, results)
-    return SweepRun(folder.path, sweep, results, len(payloads))
+    return SweepRun(folder.path, sweep, results, len(waiting))
 
 
 def _begin(folder: SweepFolder, sweep: Sweep, backend: str, device: str) -> None:
@@ -99,7 +104,7 @@ def _begin(folder: SweepFolder, sweep: Sweep, backend: str, device: str) -> None
 
 
 def _stored(folder: SweepFolder, key: str) -> dict[str, Any] | None:
-    """The result of a cell that is done; None for one that is not, or has failed."""
+    """The result of a unit that is done; None for one that is not, or has failed."""
     name = f"{CELLS}/{key}.json"
     if not folder.has(name):
         return None
@@ -107,23 +112,19 @@ def _stored(folder: SweepFolder, key: str) -> dict[str, Any] | None:
     return result if result.get("status") == "done" else None
 
 
-def _payload(sweep: Sweep, cell: Cell, backend: str, device: str) -> Payload:
-    return {
-        "key": cell.key(backend),
-        "recipe": cell.prepared.recipe.model_dump(exclude_unset=True),
-        "folder": str(sweep.folder.resolve()),
-        "backend": backend,
-        "device": device,
-    }
-
-
-def _watched(source: Iterator[Found], sweep: Sweep, done: int) -> Iterator[Found]:
+def _watched(
+    pool: Pool, waiting: Sequence[Unit], out: Path, sweep: Sweep, total: int, how: Mapping[str, Any]
+) -> Iterator[Found]:
+    """The results as they come, with a bar. Units that others begin with come before these."""
+    done = total - len(waiting)
     bar = ProgressBar(f"sweep {sweep.name}", patience=0.0)
     try:
-        bar.show(done, len(sweep.cells))
-        for number, found in enumerate(source, start=done + 1):
-            yield found
-            bar.show(number, len(sweep.cells))
+        bar.show(done, total)
+        for part in ([u for u in waiting if u.is_first], [u for u in waiting if not u.is_first]):
+            for found in pool([unit.payload(sweep.folder, out / RUNS, how) for unit in part]) if part else ():
+                yield found
+                done += 1
+                bar.show(done, total)
     finally:
         bar.stop()
 

@@ -15,6 +15,8 @@ from pydantic import Field
 
 from geometry.errors import nearest_name
 from prefgeo.errors import UsageError
+from prefgeo.language.cells import PreparedLanguage, prepare_language
+from prefgeo.language.recipe import LanguageRecipe
 from prefgeo.preparation import Prepared, digest, prepare
 from prefgeo.recipes import Recipe, Section, Seed, check_recipe, validated
 from prefgeo.yaml_reading import Document, Fault, Path_, read_yaml
@@ -26,7 +28,8 @@ Values = Annotated[list[Any], Field(min_length=1)]
 class SweepSpec(Section):
     """What a sweep file holds. ``grid`` and ``baseline`` name keys of the recipe with dots: ``objective.options.beta``.
 
-    ``recipe`` is written in place, or the name of a recipe file beside the sweep. ``seeds`` replace the recipe's.
+    ``recipe`` is written in place, or the name of a recipe file beside the sweep; with a ``model`` section it trains
+    language models. ``seeds`` replace the recipe's.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -43,12 +46,12 @@ class Cell:
 
     index: int
     settings: Mapping[str, Any]
-    prepared: Prepared
+    prepared: Prepared | PreparedLanguage
     baseline: int | None
 
     def key(self, backend: str) -> str:
-        """A hash of all that decides the result."""
-        config = {name: value for name, value in self.prepared.config.items() if name != "name"}
+        """A hash of all that decides the result, but the seed of a language model."""
+        config = {name: value for name, value in self.prepared.config.items() if name not in ("name", "seed")}
         return digest({**config, "backend": backend})[:24]
 
 
@@ -62,13 +65,19 @@ class Sweep:
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
 
+    @property
+    def trains_language_models(self) -> bool:
+        """Whether a cell is a run for each seed, rather than all seeds at once."""
+        return isinstance(self.cells[0].prepared, PreparedLanguage)
+
 
 def load_sweep(path: Path) -> Sweep:
     """A sweep with every cell checked before any runs. Raises ``UsageError`` with file, line and key."""
     document = read_yaml(path)
     spec = validated(SweepSpec, document.values, document.fault)
-    _check_grid(spec, document)
     base, base_fault, folder = _base(spec, document, path)
+    language = "model" in base
+    _check_grid(spec, document, LanguageRecipe if language else Recipe)
     keys = tuple(spec.grid)
     points = list(itertools.product(*(range(len(values)) for values in spec.grid.values())))
     if len(points) > MOST:
@@ -79,11 +88,15 @@ def load_sweep(path: Path) -> Sweep:
     for point, index in places.items():
         settings = {key: spec.grid[key][at] for key, at in zip(keys, point, strict=True)}
         fault = partial(_cell_fault, dict(zip(keys, point, strict=True)), document, base_fault)
-        recipe = check_recipe(_with(base, settings), fault)
+        values = _with(base, settings)
         other = places[tuple(against.get(key, at) for key, at in zip(keys, point, strict=True))]
-        prepared = prepare(recipe, fault, folder)
+        prepared: Prepared | PreparedLanguage
+        if language:
+            prepared = prepare_language(values, fault, folder)
+        else:
+            prepared = prepare(check_recipe(values, fault), fault, folder)
         cells.append(Cell(index, settings, prepared, other if against and other != index else None))
-    return Sweep(spec.name, folder, keys, tuple(cells[0].prepared.recipe.seeds), tuple(cells))
+    return Sweep(spec.name, folder, keys, _seeds(spec, cells[0], document), tuple(cells))
 
 
 def label(value: Any) -> str:
@@ -98,6 +111,14 @@ def label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _seeds(spec: SweepSpec, cell: Cell, document: Document) -> tuple[int, ...]:
+    recipe = cell.prepared.recipe
+    seeds = tuple(recipe.seeds) if isinstance(recipe, Recipe) else tuple(spec.seeds or [recipe.seed])
+    if len(set(seeds)) != len(seeds):
+        raise document.fault(("seeds",), "a seed stands twice; each run needs its own")
+    return seeds
+
+
 def _base(spec: SweepSpec, document: Document, path: Path) -> tuple[dict[str, Any], Fault, Path]:
     """The recipe before the grid, how to tell of its faults, and the folder that its file names start from."""
     if isinstance(spec.recipe, str):
@@ -108,23 +129,27 @@ def _base(spec: SweepSpec, document: Document, path: Path) -> tuple[dict[str, An
         values, fault, folder = copy.deepcopy(other.values), other.fault, file.parent
     else:
         values, folder = copy.deepcopy(spec.recipe), path.parent
-        if "seeds" in values and spec.seeds is not None:
-            raise document.fault(("recipe", "seeds"), "the sweep has seeds already; leave these out")
+        for key in ("seeds", "seed"):
+            if key in values and spec.seeds is not None:
+                raise document.fault(("recipe", key), "the sweep has seeds already; leave these out")
 
         def fault(place: Path_, sentence: str) -> UsageError:
             return document.fault(("seeds",) if place[:1] == ("seeds",) else ("recipe", *place), sentence)
 
     values.setdefault("name", spec.name)
-    if spec.seeds is not None:
+    if spec.seeds is not None and "model" in values:
+        values["seed"] = spec.seeds[0]
+    elif spec.seeds is not None:
         values["seeds"] = list(spec.seeds)
     return values, fault, folder
 
 
-def _check_grid(spec: SweepSpec, document: Document) -> None:
-    sections = [name for name in Recipe.model_fields if name not in ("name", "description", "seeds")]
+def _check_grid(spec: SweepSpec, document: Document, recipe: type[Section]) -> None:
+    fixed = ("name", "description", "seeds", "seed")
+    sections = [name for name in recipe.model_fields if name not in fixed]
     for key, values in spec.grid.items():
         head = key.partition(".")[0]
-        if head in ("name", "description", "seeds"):
+        if head in fixed:
             raise document.fault(("grid", key), f"{head} is the same in all cells; give it beside the grid")
         if head not in sections or not all(key.split(".")):
             hint = nearest_name(head, sections)

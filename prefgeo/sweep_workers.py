@@ -16,12 +16,14 @@ from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.outcome import LoopOutcome
 from prefgeo.algorithms.single_round import Outcome, single_round
 from prefgeo.errors import UsageError
+from prefgeo.language.cells import train_language
 from prefgeo.preparation import make_backend, prepare
 from prefgeo.recipes import check_recipe
 from prefgeo.yaml_reading import Path_
 
 Payload = Mapping[str, Any]
-"""``key``, ``recipe`` (plain values), ``folder`` (of its file names), ``backend`` and ``device``."""
+"""``key``, ``recipe`` (plain values), ``folder`` (of its file names), ``backend``, ``device`` and ``seconds`` between
+checkpoints; of a language model also ``out``, the folder of its run, and ``start_from``, that of another."""
 Found = tuple[str, dict[str, Any]]
 """The key of a cell, and its result."""
 Pool = Callable[[Sequence[Payload]], Iterator[Found]]
@@ -30,7 +32,8 @@ PATIENCE = 10  # seconds for a scheduler to answer
 
 
 def run_cell(payload: Payload) -> dict[str, Any]:
-    """Train all seeds of one cell. What goes wrong is part of the result: its ``status`` is done or failed."""
+    """Train all seeds of one cell, or one of a language model. What goes wrong is part of the result: its ``status`` is
+    done or failed."""
     begun = time.perf_counter()
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported below
@@ -81,6 +84,8 @@ def _run_on_cluster(client: Any, payloads: Sequence[Payload]) -> Iterator[Found]
 
 
 def _train(payload: Payload) -> dict[str, Any]:
+    if "out" in payload:
+        return train_language(payload, _plain_fault)
     recipe = check_recipe(payload["recipe"], _plain_fault)
     prepared = prepare(recipe, _plain_fault, Path(payload["folder"]))
     backend = make_backend(payload["backend"], payload["device"], prepared.world.build(recipe.seeds))

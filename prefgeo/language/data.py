@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bandits.data_files import VARIABLE
 from bandits.worlds.simulated.catalogue import SIMULATED, simulated_options
 from bandits.worlds.simulated.options import WorldOptionError
 from bandits.worlds.simulated.sequence_options import SequenceOptions
@@ -82,7 +84,7 @@ def _world(spec: LanguageData, seed: int, fault: Fault) -> LanguageTexts:
 
 
 def _files(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> LanguageTexts:
-    source = _source(str(spec.path), folder)
+    source = find_source(str(spec.path), folder)
     try:
         records = load_records(source, split=spec.split)
         kind = detect(records[0]) if spec.format == "auto" else spec.format
@@ -92,13 +94,14 @@ def _files(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> Languag
             everything = load_preferences(source, format=kind, split=spec.split, **spec.options)
             splits = _by_prompt(everything, spec.test_fraction, seed)
     except DataError as error:
-        raise fault(("data",), str(error)) from None
+        where = "" if isinstance(source, Path) else f" (looked for in {folder} and in the folder {VARIABLE} names)"
+        raise fault(("data",), f"{error}{where}") from None
     if spec.rows is not None:
         splits[TRAIN] = replace(splits[TRAIN], rows=splits[TRAIN].rows[: spec.rows])
     for name in (TRAIN, HELD_OUT):
         if not splits[name].rows:
             raise fault(("data",), f"no row of {spec.path} falls into {name}: give more rows, or another test_fraction")
-    inputs = {source.name: _sha256(source)} if isinstance(source, Path) and source.is_file() else {}
+    inputs = {source.name: sha256(source)} if isinstance(source, Path) and source.is_file() else {}
     return LanguageTexts(splits, inputs=inputs)
 
 
@@ -126,12 +129,16 @@ def _by_prompt(everything: Preferences, fraction: float, seed: int) -> dict[str,
     return {TRAIN: replace(everything, rows=train), HELD_OUT: replace(everything, rows=held_out)}
 
 
-def _source(path: str, folder: Path) -> str | Path:
-    """The file or folder, taken from the recipe's folder where it is there; else the name as it stands."""
-    local = folder / Path(path).expanduser()
-    return local if local.exists() else path
+def find_source(path: str, folder: Path) -> str | Path:
+    """The file or folder in the recipe's folder, or in the one that PREFGEO_DATA names; else the name as it stands."""
+    for home in (folder, *([Path(named)] if (named := os.environ.get(VARIABLE)) else [])):
+        local = home / Path(path).expanduser()
+        if local.exists():
+            return local
+    return path
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

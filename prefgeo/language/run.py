@@ -17,14 +17,16 @@ from transformers.utils import logging as transformers_logging
 from llm_backend.lm_fields import needs_live_reference
 from llm_backend.models import trainable_count
 from llm_backend.reference import weights_hash
-from objectives.options import hyperparameters
 from prefgeo.errors import UsageError
+from prefgeo.language.auxiliary_stage import auxiliary_record, prepare_auxiliary
+from prefgeo.language.cells import plain_recipe
 from prefgeo.language.curve import draw_curve
 from prefgeo.language.data import TRAIN, LanguageTexts, load_texts
 from prefgeo.language.evaluation import evaluate_model
 from prefgeo.language.folder import CURVE, PREFERENCE, SFT, START, LanguageFolder
 from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model
 from prefgeo.language.recipe import LanguageRecipe, load_language_recipe
+from prefgeo.language.shared_start import adopt_start
 from prefgeo.language.stages import run_preference, run_supervised, training_reference
 from prefgeo.language.tokens import TokenRows, recipe_tokenizer, token_rows
 from prefgeo.preparation import digest
@@ -53,17 +55,27 @@ def run_language_recipe(
     recipe; ``DataError``, ``ModelError`` and others of the torch backend for what cannot be loaded or trained.
     """
     recipe, fault = load_language_recipe(path)
+    check_device(device)
+    return run_checked(recipe, fault, path.parent, out, resume=resume, device=device, seconds=checkpoint_seconds)
+
+
+def check_device(device: str) -> None:
+    """Raises ``UsageError`` for a device that there is not."""
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device}: say cpu or cuda; which GPU is chosen by CUDA_VISIBLE_DEVICES")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no GPU here; say cpu")
-    return run_checked(recipe, fault, path.parent, out, resume=resume, device=device, seconds=checkpoint_seconds)
 
 
 def run_checked(
-    recipe: LanguageRecipe, fault: Fault, home: Path, out: Path, *, resume: bool, device: str, seconds: float
-) -> LanguageRun:
-    """As ``run_language_recipe``, for a recipe that was read; file names in it start at ``home``."""
+    recipe: LanguageRecipe, fault: Fault, home: Path, out: Path, *, resume: bool, device: str, seconds: float,
+    start_from: Path | None = None,
+) -> LanguageRun:  # fmt: skip
+    """As ``run_language_recipe``, for a recipe that was read; file names in it start at ``home``.
+
+    ``start_from`` is the folder of another run, whose stages before preference training are taken over where this run
+    would compute the same.
+    """
     existed = out.exists()
     folder = LanguageFolder.claim(out, resume=resume)
     try:
@@ -76,6 +88,8 @@ def run_checked(
         if not folder.has(MANIFEST):
             folder.write_json(CONFIG, config)
             folder.write_json(MANIFEST, _manifest(recipe, config, device))
+        if start_from is not None:
+            adopt_start(folder, start_from, config, device)
         with _quiet():
             result = _Runner(recipe, texts, folder, device, seconds).run()
         return LanguageRun(folder.path, result, False)
@@ -89,9 +103,7 @@ def run_checked(
 
 def resolved(recipe: LanguageRecipe, texts: LanguageTexts) -> dict[str, Any]:
     """The whole recipe as JSON, with every default filled in and the hashes of what it reads."""
-    config = recipe.model_dump(mode="json")
-    objective = recipe.objective.make()
-    config["objective"]["options"] = {each.name: getattr(objective, each.name) for each in hyperparameters(objective)}
+    config = plain_recipe(recipe)
     prints = {name: rows.fingerprint() for name, rows in texts.splits.items()}
     config |= {"backend": "torch", "inputs": texts.inputs or {}, "data_fingerprints": prints}
     loaded: dict[str, Any] = json.loads(json.dumps(config))
@@ -140,9 +152,16 @@ class _Runner:
         tests = {name: reference.log_probs(self.rows.splits[name], pad_id=pad_id) for name in self.texts.tests}
         trained, total = trainable_count(policy)
         live = live_reference(reference) if needs_live_reference(self.objective) else None
-        run_preference(policy, rows, self.objective, before, live, self.recipe.training, self.folder, **self.options)
+        auxiliary = prepare_auxiliary(
+            self.recipe, self.objective, policy, rows, before, self.folder, pad_id=pad_id
+        )  # fmt: skip
+        run_preference(
+            policy, rows, self.objective, before, live, self.recipe.training, self.folder, auxiliary=auxiliary,
+            **self.options,
+        )  # fmt: skip
         self._save(PREFERENCE, policy)
         record = self._evaluate(policy, tests) | {"trained_parameters": trained, "parameters": total}
+        record |= auxiliary_record(auxiliary, self.folder)
         self._finish(PREFERENCE, record)
 
     def _evaluate(self, model: Any, references: dict[str, Any] | None = None) -> dict[str, Any]:
