@@ -176,8 +176,11 @@ def _sentence(model: type[BaseModel], fault: Any, place: Path_) -> str:
 def _keys(model: type[BaseModel], place: Path_) -> list[str]:
     """The keys allowed in the section at ``place``."""
     for part in place:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if isinstance(part, int):
+            continue  # an entry of a list
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
         options = [annotation, *get_args(annotation)]
+        options += [each for option in options for each in get_args(option)]  # of a list, or of one that may be absent
         inner = [kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not inner:
             return []

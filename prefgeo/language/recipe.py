@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from objectives import Objective, ObjectiveError, UnknownObjectiveError
+from prefgeo.language.auxiliary_spec import AuxiliarySpec, check_auxiliary
+from prefgeo.language.loop_checks import SECTIONS, check_loop
+from prefgeo.language.loop_spec import GenerationSpec, PairingSpec, PromptsSpec, RankingSpec, SourcesSpec
 from prefgeo.language.training_spec import PreferenceTraining, SupervisedTraining
-from prefgeo.recipes import Count, ObjectiveSpec, Section, Seed, WorldSpec, validated
+from prefgeo.recipes import AlgorithmSpec, Count, ObjectiveSpec, Section, Seed, WorldSpec, validated
 from prefgeo.yaml_reading import Fault, read_yaml
 
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -150,7 +153,8 @@ class EvaluateSpec(Section):
 
 
 class LanguageRecipe(Section):
-    """One run: a model, its data, optionally SFT, then one objective, for one seed."""
+    """One run: a model, its data, optionally SFT, then one objective, once or in the loop of an ``algorithm``, for one
+    seed. The sections from ``prompts`` to ``sources`` are a loop's (``loop_spec``)."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     description: str = ""
@@ -160,9 +164,22 @@ class LanguageRecipe(Section):
     sft: SupervisedTraining | None = None
     objective: ObjectiveSpec
     training: PreferenceTraining
+    auxiliary: AuxiliarySpec | None = None
     reference: ReferenceSpec = ReferenceSpec()
+    algorithm: AlgorithmSpec | None = None
+    prompts: PromptsSpec | None = None
+    generation: GenerationSpec = GenerationSpec()
+    ranking: RankingSpec = RankingSpec()
+    pairing: PairingSpec = PairingSpec()
+    sources: SourcesSpec | None = None
     evaluate: EvaluateSpec = EvaluateSpec()
     seed: Seed = 0
+
+    @model_serializer(mode="wrap")
+    def _what_is_read(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the sections that this run does not read."""
+        unread = SECTIONS if self.algorithm is None else ("reference",)
+        return {name: value for name, value in whole(self).items() if name not in unread}
 
 
 def is_language_recipe(path: Path) -> bool:
@@ -184,7 +201,9 @@ def check_language_recipe(values: Any, fault: Fault) -> LanguageRecipe:
     except ObjectiveError as error:
         part = "name" if isinstance(error, UnknownObjectiveError) else "options"
         raise fault(("objective", part), str(error)) from None
-    _check_supplies(objective, fault)
+    _check_supplies(objective, recipe, fault)
+    check_loop(recipe, objective, fault)
+    check_auxiliary(recipe, objective, fault)
     if recipe.tokenizer.name == "model" and recipe.model.name == "tiny":
         raise fault(("tokenizer",), "a tiny model has no tokenizer of its own; say tokenizer: {name: embedded}")
     if recipe.tokenizer.name == "embedded" and recipe.model.name != "tiny":
@@ -194,12 +213,11 @@ def check_language_recipe(values: Any, fault: Fault) -> LanguageRecipe:
     return recipe
 
 
-def _check_supplies(objective: Objective, fault: Fault) -> None:
+def _check_supplies(objective: Objective, recipe: LanguageRecipe, fault: Fault) -> None:
     """Objectives that language-model runs have no data for."""
-    lacking = {
-        "delta_": "auxiliary variables, which recipes do not have yet",
-        "win_": "win rates, which these data formats do not have",
-    }
+    lacking: dict[str, str] = {}
+    if recipe.algorithm is None:
+        lacking |= {"win_": "win rates, which only the candidates of an algorithm have"}
     for prefix, what in lacking.items():
         if any(name.startswith(prefix) for name in objective.fields):
             raise fault(("objective", "name"), f"{objective.name} needs {what}")

@@ -1,0 +1,130 @@
+"""Whether the sections of a loop fit each other and the rest of a language-model recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefgeo.algorithm_settings import ALGORITHMS, AlgorithmSettings, TPMMSettings, WRPOSettings
+from prefgeo.errors import UsageError
+from prefgeo.language.loop_spec import RANKINGS
+from prefgeo.recipes import Section, validated
+from prefgeo.yaml_reading import Fault, Path_
+
+if TYPE_CHECKING:
+    from objectives import Objective
+    from prefgeo.language.recipe import LanguageRecipe
+
+SECTIONS = ("prompts", "generation", "ranking", "pairing", "sources")
+
+
+def check_loop(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> None:
+    """Everything between the sections. Raises ``UsageError`` with line and key for what does not fit or is ignored."""
+    given = recipe.model_fields_set
+    if recipe.algorithm is None:
+        for name in SECTIONS:
+            if name in given:
+                raise fault((name,), "would be ignored: one round of training has no loop; add an algorithm section")
+        return
+    if "reference" in given:
+        raise fault(("reference",), "the algorithm says who is the reference in each round; leave it out")
+    if "ranked_by" in recipe.data.model_fields_set:
+        raise fault(("data", "ranked_by"), "in a loop the section ranking says who ranks; leave it out")
+    if recipe.model.lora is not None:
+        raise fault(("model", "lora"), "a loop trains and merges whole models; leave it out, or say trainable")
+    settings = loop_settings(recipe, fault)
+    _check_data(recipe, objective, fault)
+    _check_ranking(recipe, objective, fault)
+    _check_sources(recipe, settings, objective, fault)
+
+
+def loop_settings(recipe: LanguageRecipe, fault: Fault) -> AlgorithmSettings:
+    """The settings of the algorithm. Raises ``UsageError`` for wrong options."""
+    assert recipe.algorithm is not None
+    settings = validated(ALGORITHMS[recipe.algorithm.name], recipe.algorithm.options, _within(fault, "algorithm"))
+    place = ("algorithm", "options")
+    if (
+        isinstance(settings, WRPOSettings)
+        and settings.supervised
+        and "sft_learning_rate" not in settings.model_fields_set
+    ):
+        raise fault(place, "give sft_learning_rate: its default is one for finite policies")
+    sampled = isinstance(settings, TPMMSettings) and settings.reads_held_out and settings.weight_data == "heldout_sft"
+    if recipe.pairing.kind == "fixed" and sampled:
+        raise fault((*place, "weight_data"), "fixed pairs are nobody's samples; say heldout or train")
+    return settings
+
+
+def ranking_options(recipe: LanguageRecipe, fault: Fault) -> Any:
+    """The options of the ranking as its section. Raises ``UsageError`` for wrong ones."""
+    found: Section = validated(RANKINGS[recipe.ranking.name], recipe.ranking.options, _within(fault, "ranking"))
+    return found
+
+
+def _check_data(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> None:
+    given, kind, world = recipe.model_fields_set, recipe.pairing.kind, recipe.data.format == "world"
+    if kind == "fixed":
+        for name in ("prompts", "generation", "ranking"):
+            if name in given:
+                raise fault((name,), "fixed pairs need no candidates, so this would be ignored; leave it out")
+        return
+    if recipe.prompts is None:
+        if not world and recipe.sources is None:
+            raise fault((), "say which prompts a round answers: prompts: {name: data, per_round: ..}")
+        return
+    if recipe.prompts.name == "world" and not world:
+        raise fault(("prompts", "name"), f"format: {recipe.data.format} is no world; say name: data or self_instruct")
+    if recipe.prompts.name == "self_instruct" and world:
+        raise fault(("prompts", "name"), "a world can only judge answers to its own prompts; say name: world")
+    if recipe.prompts.name == "data" and world:
+        raise fault(("prompts", "name"), "a world has its own prompts; say name: world")
+
+
+def _check_ranking(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> None:
+    kind, ranking = recipe.pairing.kind, recipe.ranking
+    reads_wins = any(name.startswith("win_") for name in objective.fields)
+    if reads_wins and kind == "fixed":
+        raise fault(("objective", "name"), f"{objective.name} needs win rates, which fixed pairs do not have")
+    if reads_wins and ranking.win_scale is None:
+        raise fault(("ranking",), f"{objective.name} reads win rates: give win_scale, in 1 / (units of the scores)")
+    if not reads_wins and ranking.win_scale is not None:
+        raise fault(("ranking", "win_scale"), f"{objective.name} reads no win rates; leave it out")
+    assert recipe.algorithm is not None
+    if recipe.algorithm.name == "sppo" and not reads_wins:
+        raise fault(
+            ("objective", "name"), f"sppo iterates on win rates, which {objective.name} does not read; say sppo"
+        )
+    if kind == "fixed":
+        return
+    ranking_options(recipe, fault)
+    known = {"gold": ("world", "mmlu_pro"), "proxy": ("world",)}.get(ranking.name)
+    if known is not None and recipe.data.format not in known:
+        raise fault(
+            ("ranking", "name") if "ranking" in recipe.model_fields_set else ("data", "format"),
+            f"format: {recipe.data.format} has no {ranking.name} reward; rank by a model: reward_model, pair_ranker, "
+            "judge or self",
+        )
+
+
+def _check_sources(recipe: LanguageRecipe, settings: AlgorithmSettings, objective: Objective, fault: Fault) -> None:
+    reads = any(name.startswith("policy_source") for name in objective.fields)
+    needed = reads or recipe.pairing.kind == "hybrid" or (isinstance(settings, WRPOSettings) and settings.supervised)
+    if needed and recipe.sources is None:
+        raise fault((), f"{objective.name} or its fine-tuning reads responses of source models: add a section sources")
+    if recipe.sources is None:
+        return
+    if not isinstance(settings, WRPOSettings):
+        raise fault(("sources",), "only the algorithm wrpo reads responses of source models; leave it out")
+    if recipe.pairing.kind == "fixed":
+        raise fault(("pairing", "kind"), "wrpo ranks the responses of target and sources; say candidates or hybrid")
+    for place, model in enumerate(recipe.sources.models):
+        if model.style is not None and recipe.data.format != "world":
+            raise fault(("sources", "models", place, "style"), "only a world has a writer with a style; give a path")
+        if model.responses is not None and recipe.data.format != "mmlu_pro":
+            raise fault(("sources", "models", place, "responses"), "recorded responses are those of format: mmlu_pro")
+
+
+def _within(fault: Fault, section: str) -> Fault:
+    def inner(place: Path_, sentence: str) -> UsageError:
+        return fault((section, "options", *place), sentence)
+
+    return inner
