@@ -1,0 +1,8 @@
+"""Merging language models: weighted sums of model folders, streamed, and what a merged model says of preferences."""
+
+from __future__ import annotations
+
+from llm_backend.merging.errors import MergeError
+from llm_backend.merging.merge import MergeReport, merge_folders
+
+__all__ = ["MergeError", "MergeReport", "merge_folders"]
