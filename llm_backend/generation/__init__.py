@@ -1,0 +1,8 @@
+"""Responses of language models to prompts: seeded, batched, behind one interface."""
+
+from __future__ import annotations
+
+from llm_backend.generation.errors import GenerationError
+from llm_backend.generation.protocol import Generator, Response, Sampling
+
+__all__ = ["Generator", "Response", "Sampling", "GenerationError"]
