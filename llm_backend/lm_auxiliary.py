@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_backend.auxiliary import Auxiliary, AuxiliaryError, AuxiliaryOptions, AuxiliaryRows, ReferenceScores, Slots
+from llm_backend.auxiliary import (
+    Auxiliary,
+    AuxiliaryError,
+    AuxiliaryOptions,
+    AuxiliaryRows,
+    DimensionReport,
+    ReferenceScores,
+    Slots,
+    dimensions,
+    plain_weights,
+    reference_weights,
+    sampled_dimensions,
+)
+from llm_backend.auxiliary.directions import Direction
 from llm_backend.auxiliary.slots import response_key
-from llm_backend.batching import Collator
 from llm_backend.lm_fields import step_weights
-from llm_backend.log_probs import best_collator, response_log_probs, unwrap
+from llm_backend.slot_responses import PAIR, SlotResponses, slot_log_probs
 
-PAIR = ("chosen", "rejected")
 Rows = Sequence[Mapping[str, Any]]
+EXACT_SLOTS, EXACT_NUMBERS, SAMPLE = 2000, 2 * 10**7, 1000
 
 
 def row_slots(rows: Rows, *, tied: bool = True) -> Slots:
@@ -32,8 +45,11 @@ def row_slots(rows: Rows, *, tied: bool = True) -> Slots:
 class LMAuxiliary:
     """delta of every training row, for ``PreferenceTrainer(auxiliary=)``; constrained as ``options`` say.
 
-    Make it before training: the model's present weights are theta0, where the scores are taken. ``weights`` (m,) is the
-    diagonal of W (``auxiliary.reference_weights``). Mode cross_batch is not offered: a step has no second batch.
+    Make it before training: the model's present weights are theta0, where the scores are taken. With ``reference``
+    (columns ``reference_SIDE`` of these rows, ``ReferenceLogProbs.columns``) W is D, the reference's probabilities over
+    the responses that the rows have to a prompt, with rho uniform over prompts; the scores are then those of log-probs
+    renormalised over the same sets, so that A W B = 0. Without it there are no weights (``plain_weights``).
+    ``seed`` draws the second batches of cross_batch and official_compat's start.
     Raises: AuxiliaryError.
     """
 
@@ -44,18 +60,22 @@ class LMAuxiliary:
         options: AuxiliaryOptions,
         *,
         tied: bool = True,
-        weights: Tensor | None = None,
+        reference: Mapping[str, np.ndarray] | None = None,
         product: Any = "forward",
         pad_id: int = 0,
+        seed: int = 0,
     ) -> None:
         if options.mode == "cross_batch":
             raise AuxiliaryError("cross_batch needs a second batch at every step: use dual, which is unbiased too")
+        if reference is not None and not tied:
+            raise AuxiliaryError("weights D are of (prompt, response) slots; untied delta takes none, as in the paper")
         slots = row_slots(rows, tied=tied)
-        self.scores = ReferenceScores(model, _pair_log_probs, product=product)
-        own = None
-        if options.mode == "exact":
-            own = _all_scores(self.scores, slots, rows, best_collator(model, PAIR, pad_id), unwrap(model).device)
-        self.auxiliary = Auxiliary(slots, options, weights=weights, rows=own)
+        self.responses = SlotResponses(model, rows, slots, centred=reference is not None, pad_id=pad_id)
+        self.scores = ReferenceScores(model, slot_log_probs, product=product)
+        weights = plain_weights(slots) if reference is None else _weights(slots, reference)
+        self._all = self._all_scores() if options.mode == "exact" else None
+        generator = torch.Generator().manual_seed(seed)
+        self.auxiliary = Auxiliary(slots, options, weights=weights, rows=self._all, generator=generator)
 
     def fields(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``delta_chosen`` and ``delta_rejected`` (n,)."""
@@ -68,13 +88,32 @@ class LMAuxiliary:
         """Add the constraint's gradient to the loss's, and move delta."""
         weights = [step_weights(inputs).double().cpu() for inputs in batches]
         total = sum(float(weight.sum()) for weight in weights)
-        slots = self.auxiliary.slots
         parts = []
         for inputs, weight in zip(batches, weights, strict=True):
-            index = inputs["index"].cpu()
-            places = torch.cat([slots.chosen[index], slots.rejected[index]])
-            parts.append(AuxiliaryRows(places, (weight / total).repeat(2), inputs))
+            parts.append(self._part(inputs["index"].cpu(), weight / total))
         self.auxiliary.step(self.scores, parts)
+
+    def report(self, how: Literal["auto", "exact", "estimate"] = "auto") -> DimensionReport:
+        """Rank, nullity and reachable margins, before training: "exact" from all scores (m, d), or "estimate" from all
+        responses of random prompts, ``SAMPLE`` at most.
+
+        "auto" counts exactly in mode exact, which has the scores, and where m <= ``EXACT_SLOTS`` and m d <=
+        ``EXACT_NUMBERS``: each of the m scores is a backward pass, their singular values cost O(m d min(m, d)).
+        """
+        slots, weights = self.auxiliary.slots, self.auxiliary.weights
+        small = slots.size <= EXACT_SLOTS and slots.size * self.scores.n_parameters <= EXACT_NUMBERS
+        if how == "exact" or (how == "auto" and (small or self._all is not None)):
+            rows, self._all = self._all_scores() if self._all is None else self._all, None
+            return dimensions(slots, rows, weights)
+        return sampled_dimensions(
+            slots, self.scores.parameters, self._scores_of, weights, most=SAMPLE, centred=self.responses.centred
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log: the root mean square of delta, and |A W delta| where it is followed."""
+        found = {"delta_rms": float(self.auxiliary.delta.square().mean().sqrt())}
+        residual = self.auxiliary.residual_norm
+        return found if residual is None else found | {"delta_residual": residual}
 
     def state_dict(self) -> dict[str, Any]:
         """All of delta's state."""
@@ -84,21 +123,35 @@ class LMAuxiliary:
         """The inverse of ``state_dict``."""
         self.auxiliary.load_state_dict(saved)
 
+    def _part(self, index: Tensor, shares: Tensor) -> AuxiliaryRows:
+        slots = self.auxiliary.slots
+        places = torch.cat([slots.chosen[index], slots.rejected[index]])
+        reads = self.auxiliary.due and self.auxiliary.basis is None  # exact never looks at the scores again
+        return AuxiliaryRows(places, shares.repeat(2), self.responses.of(places) if reads else None)
 
-def _pair_log_probs(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """log pi of the chosen, then of the rejected responses of a batch, (2 n,)."""
-    found = response_log_probs(model, inputs, PAIR).log_probs
-    return torch.cat([found[side] for side in PAIR])
+    def _scores_of(self, wanted: Tensor) -> Iterator[Direction]:
+        """g of slots that are sorted by slot, a prompt at a time: prompts are sorted, too."""
+        for members in wanted.split(torch.unique(self.responses.slots.prompt[wanted], return_counts=True)[1].tolist()):
+            yield from self.scores.each(self.responses.of(members))
+
+    def _all_scores(self) -> Tensor:
+        """The scores of all slots (m, d), a prompt at a time: for small d."""
+        found: Tensor | None = None
+        for members in self.responses.prompts():
+            own = self.scores.rows(self.responses.of(members)).cpu()
+            if found is None:
+                found = torch.zeros(self.responses.slots.size, self.scores.n_parameters, dtype=own.dtype)
+            found[members] = own
+        assert found is not None
+        return found
 
 
-def _all_scores(scores: ReferenceScores, slots: Slots, rows: Rows, collate: Collator, device: torch.device) -> Tensor:
-    """The scores of all slots (m, d), one row of the data at a time: for small d."""
-    found = torch.zeros(slots.size, scores.n_parameters, dtype=torch.float64)
-    for index, row in enumerate(rows):
-        inputs = {name: value.to(device) for name, value in collate([row]).items()}
-        pair = scores.rows(inputs).double().cpu()
-        found[slots.chosen[index]], found[slots.rejected[index]] = pair[0], pair[1]
-    return found
+def _weights(slots: Slots, reference: Mapping[str, np.ndarray]) -> Tensor:
+    """D from log ref of the rows: (m,)."""
+    log_pi = torch.zeros(slots.size, dtype=torch.float64)
+    for side, places in zip(PAIR, (slots.chosen, slots.rejected), strict=True):
+        log_pi[places] = torch.as_tensor(reference[f"reference_{side}"], dtype=torch.float64)
+    return reference_weights(slots, log_pi)
 
 
 def _key(row: Mapping[str, Any], part: str) -> int:

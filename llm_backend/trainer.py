@@ -39,6 +39,9 @@ class LossVariables(Protocol):
     def after_step(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
         """The loss of a whole step (its micro-batches are given) has been run backward: move the variables."""
 
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log, as they are now; the same in every process."""
+
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints: tensors, numbers and strings."""
 
@@ -177,7 +180,12 @@ class PreferenceTrainer(ResponseTrainer):
                     "the loss would not start at margin 0; take the reference from this model, with dropout off"
                 )
 
-    # -- evaluation and state ---------------------------------------------------------------------------------
+    # -- logging, evaluation and state ------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With numbers of the auxiliary variables, after the step that was logged."""
+        more = self.auxiliary.metrics() if self.auxiliary is not None and "loss" in logs else {}
+        super().log(logs | more, start_time)
 
     def _evaluate_rows(self, data: RowData) -> dict[str, float]:
         self.objective.eval()

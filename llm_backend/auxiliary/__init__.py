@@ -7,6 +7,7 @@ from llm_backend.auxiliary.curvature import largest_curvature
 from llm_backend.auxiliary.dimensions import DimensionReport, dimensions, estimate_dimensions
 from llm_backend.auxiliary.errors import AuxiliaryError
 from llm_backend.auxiliary.options import AuxiliaryOptions
+from llm_backend.auxiliary.sampled import sampled_dimensions
 from llm_backend.auxiliary.scores import ReferenceScores
 from llm_backend.auxiliary.slots import Slots, response_key
 from llm_backend.auxiliary.variables import Auxiliary
@@ -27,5 +28,6 @@ __all__ = [
     "reference_weights",
     "response_key",
     "rows_of",
+    "sampled_dimensions",
     "set_log_probs",
 ]

@@ -29,6 +29,7 @@ class DimensionReport:
     ``rank`` of A W; ``nullity`` = m - rank; ``margin_dimension`` = m - components of the comparison graph, the
     dimension of all margins; ``reachable`` that of the margins which delta can make alone; ``level_rank`` = rank A W C,
     C the indicators of components: the directions in which levels of delta that no comparison sees can move theta.
+    ``n_sampled``: from how many of the variables the bounds were made, where not from all.
     """
 
     n_slots: int
@@ -37,6 +38,7 @@ class DimensionReport:
     n_unseen: int
     rank: Bounds
     level_rank: Bounds
+    n_sampled: int | None = None
 
     @property
     def nullity(self) -> Bounds:
@@ -81,7 +83,7 @@ class DimensionReport:
         if self.verdict == UNDECIDED:
             found.append(
                 f"undecided: delta reaches between {self.reachable[0]} and {self.reachable[1]} of {dimension} margin "
-                "dimensions (0: equals DPO; all: theta unidentified); use more probes"
+                "dimensions (0: equals DPO; all: theta unidentified); count more of them"
             )
             if self.n_parameters >= self.n_slots:
                 found[-1] += "; scores in general position, at least one parameter a variable: it equals DPO"
@@ -94,12 +96,29 @@ class DimensionReport:
             found.append(f"{self.n_unseen} responses have a weight but no comparison: their delta stays 0")
         return tuple(found)
 
+    def plain(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        bounds = {
+            "rank": self.rank,
+            "nullity": self.nullity,
+            "reachable": self.reachable,
+            "level_rank": self.level_rank,
+        }
+        counts = {"variables": self.n_slots, "parameters": self.n_parameters, "components": self.n_components}
+        sampled = {} if self.n_sampled is None else {"sampled": self.n_sampled}
+        return {
+            **counts, **sampled, **{name: list(pair) for name, pair in bounds.items()},
+            "margin_dimension": self.margin_dimension, "verdict": self.verdict, "warnings": list(self.warnings),
+        }  # fmt: skip
+
     def __str__(self) -> str:
         head = (
             f"AuxDPO: {self.n_slots} auxiliary variables, {self.n_parameters} trainable parameters, rank "
             f"{_text(self.rank)}, nullity {_text(self.nullity)}, reachable margins {_text(self.reachable)} of "
             f"{self.margin_dimension}: {self.verdict}"
         )
+        if self.n_sampled is not None and self.n_sampled < self.n_slots:
+            head += f" (from {self.n_sampled} of the variables)"
         return "\n".join([head, *(f"warning: {sentence}" for sentence in self.warnings)])
 
 
@@ -116,12 +135,12 @@ def dimensions(slots: Slots, rows: Tensor, weights: Tensor) -> DimensionReport:
         )
     precision = torch.finfo(rows.dtype).eps
     matrix, diagonal = rows.double().numpy(), weights.double().numpy()
-    rank = _rank(np.sqrt(diagonal)[:, None] * matrix, precision)
+    rank = numerical_rank(np.sqrt(diagonal)[:, None] * matrix, precision)
     weighted = diagonal[:, None] * matrix
     levels = np.zeros((slots.n_components, matrix.shape[1]))
     np.add.at(levels, slots.component.numpy(), weighted)
     # rounding in sums that cancel is measured against what was summed
-    level_rank = _rank(levels, precision, scale=float(np.linalg.norm(weighted, 2)))
+    level_rank = numerical_rank(levels, precision, scale=float(np.linalg.norm(weighted, 2)))
     return _report(slots, matrix.shape[1], (rank, rank), (level_rank, level_rank))
 
 
@@ -186,7 +205,8 @@ def _report(slots: Slots, d: int, rank: Bounds, level_rank: Bounds) -> Dimension
     return DimensionReport(slots.size, d, slots.n_components, int((slots.count == 0).sum()), rank, level_rank)
 
 
-def _rank(matrix: np.ndarray, precision: float, scale: float = 0.0) -> int:
+def numerical_rank(matrix: np.ndarray, precision: float, scale: float = 0.0) -> int:
+    """Singular values above the rounding of the largest (or of ``scale``) in numbers of relative ``precision``."""
     values = np.linalg.svd(matrix, compute_uv=False)
     return int(np.sum(values > precision * max(matrix.shape) * 4.0 * max(float(values[0]), scale)))
 

@@ -28,13 +28,14 @@ def null_basis(slots: Slots, rows: Tensor, weights: Tensor, *, gauge: bool = Fal
         raise AuxiliaryError(f"the score rows must be ({slots.size}, d), got {tuple(rows.shape)}")
     if gauge and not slots.is_tied:
         raise AuxiliaryError("gauge rows are for tied delta: on untied slots they would be another constraint")
-    diagonal = weights.to(torch.float64).numpy()
+    diagonal, precision = weights.to(torch.float64).numpy(), torch.finfo(rows.dtype).eps
     blocks = [_unit(rows.double().numpy().T * diagonal)]
     if gauge:
         member = np.zeros((int(slots.prompt.max()) + 1, slots.size))
         member[slots.prompt.numpy(), np.arange(slots.size)] = diagonal
         blocks.append(_unit(member))
-    return torch.as_tensor(np.ascontiguousarray(null_space(np.concatenate(blocks))))
+    matrix = np.concatenate(blocks)  # singular values below the rounding of the scores are zeros
+    return torch.as_tensor(np.ascontiguousarray(null_space(matrix, rcond=precision * max(matrix.shape))))
 
 
 def _unit(matrix: np.ndarray) -> np.ndarray:

@@ -108,13 +108,16 @@ class ReferenceScores:
                     return self._push_backward(responses, tangent)
                 return jvp(lambda leaves: self._call(leaves, responses), (self.parameters,), (tangent,))[1].detach()
 
-    def rows(self, responses: Any) -> Tensor:
-        """A^T, (k, d), one backward pass for each response: only for small d.  Not counted."""
+    def each(self, responses: Any) -> Iterator[Direction]:
+        """g of one response after the other, one backward pass each.  Not counted."""
         leaves = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
         with torch.enable_grad(), _evaluating(self._bound):
-            values = self._call(leaves, responses)
-            each = [self._backward(value, leaves, torch.ones_like(value), keep=True) for value in values]
-        return torch.stack([torch.cat([part.flatten() for part in row.values()]) for row in each])
+            for value in self._call(leaves, responses):
+                yield self._backward(value, leaves, torch.ones_like(value), keep=True)
+
+    def rows(self, responses: Any) -> Tensor:
+        """A^T, (k, d): only for small d.  Not counted."""
+        return torch.stack([torch.cat([part.flatten() for part in g.values()]) for g in self.each(responses)])
 
     def _call(self, parameters: Direction, responses: Any) -> Tensor:
         named = {f"module.{name}": value for name, value in parameters.items()}

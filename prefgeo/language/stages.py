@@ -14,7 +14,7 @@ from llm_backend.log_probs import unwrap
 from llm_backend.reference import Reference, ReferenceLogProbs
 from llm_backend.response_trainer import ResponseTrainer, training_arguments
 from llm_backend.supervised import SupervisedTrainer
-from llm_backend.trainer import PreferenceTrainer
+from llm_backend.trainer import LossVariables, PreferenceTrainer
 from objectives import Objective
 from prefgeo.language.folder import PREFERENCE, SFT, LanguageFolder
 from prefgeo.language.stage_monitor import StageMonitor
@@ -66,12 +66,14 @@ def run_supervised(
 def run_preference(
     model: Any, rows: Rows, objective: Objective, reference: ReferenceLogProbs | None, live: Reference | None,
     spec: SupervisedTraining, folder: LanguageFolder, *, seed: int, device: str, pad_id: int, seconds: float,
+    auxiliary: LossVariables | None = None,
 ) -> None:  # fmt: skip
-    """Preference training in place. ``live`` is the reference as a model, for objectives that need one."""
+    """Preference training in place. ``live`` is the reference as a model, ``auxiliary`` AuxDPO's variables, for
+    objectives that need them."""
     _save_memory(model, spec)
     arguments = stage_arguments(spec, len(rows), folder, PREFERENCE, seed=seed, device=device)
     trainer = PreferenceTrainer(
-        model, objective, arguments, rows, reference=reference, live_reference=live, pad_id=pad_id
+        model, objective, arguments, rows, reference=reference, live_reference=live, auxiliary=auxiliary, pad_id=pad_id
     )
     _train(trainer, folder, PREFERENCE, seed, seconds)
 

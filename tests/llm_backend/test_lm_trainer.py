@@ -244,6 +244,9 @@ class Deltas:
     def fields(self, inputs):
         return {"delta_chosen": self.values[0, inputs["index"]], "delta_rejected": self.values[1, inputs["index"]]}
 
+    def metrics(self):
+        return {}
+
     def after_step(self, batches):
         self.seen.append([inputs["index"].tolist() for inputs in batches])
         with torch.no_grad():
