@@ -44,7 +44,7 @@ class PairRule:
         chosen_text  ``forbidden_in_chosen``, a regular expression, is found in chosen (AIPO's code: web addresses)
 
     ``stage`` says what the filters empty to too_long drop: ``pairs``, a pair once it was selected (AIPO's code:
-    a prompt whose best or worst response is cut off gives no pair), or ``responses``, single responses before the selection.
+    a prompt whose best or worst response is cut off gives no pair), or ``responses``, single ones before the selection.
     Responses without a verdict never take part in the selection.
     Raises: PairingError for a value outside its range.
     """
