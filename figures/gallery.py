@@ -58,8 +58,11 @@ FIGURES: dict[str, str] = {
     "vote_bandit": "figures.auxdpo.vote_bandit",
     "tpmm_noise": "figures.tpmm_dpo.noise_and_merging",
     "tpmm_weights": "figures.tpmm_dpo.learned_weights",
+    "tpmm_degradation": "figures.tpmm_dpo.degradation",
     "aipo_length": "figures.aipo.length_growth",
+    "alpha_dpo_margins": "figures.alpha_dpo.margins",
     "wrpo_alpha": "figures.wrpo.alpha_sweep",
+    "wrpo_sources": "figures.wrpo.sources",
 }
 
 

@@ -32,14 +32,23 @@ SMALL = {
         [False, False, False, False, False, True, True],
     ),
     "tpmm_weights": ({"entropies": [0.0, 0.05, 2.0], "seeds": 4, "n_prompts": 100}, [False, True, False, False]),
+    "tpmm_degradation": (
+        {"noise": [0.0, 0.3], "seeds": 4, "n_prompts": 120},
+        [False, True, False, False, False, True],
+    ),
     "aipo_length": (
         {"bias": [0.0, 0.06], "seeds": 3, "rounds": 4, "n_prompts": 300},
         [False, False, False, True, False, False],
+    ),
+    "alpha_dpo_margins": (
+        {"alphas": [0.1, 1.0], "noise": [0.0, 0.3], "seeds": 3, "n_prompts": {"e4": 150, "e5": 200}},
+        [False] * 6,
     ),
     "wrpo_alpha": (
         {"alphas": [0.1, 0.5, 0.9], "seeds": 3, "n_prompts": 150},
         [False, True, False, False, True, True, False],
     ),
+    "wrpo_sources": ({"sources": [1, 5], "seeds": 3, "n_prompts": 150}, [False, False, False, True]),
 }
 
 
