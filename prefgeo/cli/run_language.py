@@ -38,17 +38,24 @@ def run_language(
     for stage, record in done.result["stages"].items():
         table.add_row(stage, *_row(record))
     console.print(table)
-    say(console, f"± one standard error; curve in {done.folder / 'curve.png'}, model in {done.folder / 'model'}")
+    say(console, "95% intervals in brackets, ± one standard error")
+    say(console, f"curve in {done.folder / 'curve.png'}, model in {done.folder / 'model'}")
 
 
 def _row(record: Mapping[str, Any]) -> list[str]:
     pairs, said = record["pairs"]["held_out"], record.get("generations")
-    margin = f"{pairs['by_margin']:.3f}" if "by_margin" in pairs else ""
-    row = [_with_error(pairs, "accuracy", "standard_error"), margin]
+    row = [_with_interval(pairs, name) for name in ("accuracy", "by_margin")]
     if said is None:
         return [*row, "", "", ""]
     gold, length = (_with_error(said, name, f"{name}_standard_error") for name in ("gold", "length"))
     return [*row, gold, f"{said['facts']:.3f}", length]
+
+
+def _with_interval(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return ""
+    low, high = values[f"{name}_interval"]
+    return f"{values[name]:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
 def _with_error(values: Mapping[str, float], name: str, error: str) -> str:

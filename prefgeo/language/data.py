@@ -97,7 +97,7 @@ def _files(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> Languag
         where = "" if isinstance(source, Path) else f" (looked for in {folder} and in the folder {VARIABLE} names)"
         raise fault(("data",), f"{error}{where}") from None
     if spec.rows is not None:
-        splits[TRAIN] = replace(splits[TRAIN], rows=splits[TRAIN].rows[: spec.rows])
+        splits[TRAIN] = _evenly(splits[TRAIN], spec.rows)
     for name in (TRAIN, HELD_OUT):
         if not splits[name].rows:
             raise fault(("data",), f"no row of {spec.path} falls into {name}: give more rows, or another test_fraction")
@@ -127,6 +127,12 @@ def _by_prompt(everything: Preferences, fraction: float, seed: int) -> dict[str,
     train = tuple(row for row, test in zip(everything.rows, tested, strict=True) if not test)
     held_out = tuple(row for row, test in zip(everything.rows, tested, strict=True) if test)
     return {TRAIN: replace(everything, rows=train), HELD_OUT: replace(everything, rows=held_out)}
+
+
+def _evenly(rows: Preferences, most: int) -> Preferences:
+    """At most so many rows, evenly spaced: files are often sorted, by category for one."""
+    n = len(rows.rows)
+    return rows if n <= most else replace(rows, rows=tuple(rows.rows[i * n // most] for i in range(most)))
 
 
 def find_source(path: str, folder: Path) -> str | Path:

@@ -89,7 +89,7 @@ class LanguageData(Section):
     ``format: world`` draws texts from a simulated sequence ``world``: ``supervised`` responses of its base policy to
     imitate, ``rows`` pairs (the best of N over the worst, ``ranked_by`` gold or the world's biased proxy), ``held_out``
     further ones. Other formats read the file, folder or hub name ``path`` with the reader's ``options``; a row is held
-    out for what its prompt is, with probability ``test_fraction``; ``rows`` then is the most to train on.
+    out for what its prompt is, with probability ``test_fraction``; ``rows``: train on so many, evenly spaced.
     ``out_of_domain`` names categories of MMLU-Pro that are only tested on. ``flip`` turns labels of training around.
     """
 

@@ -94,7 +94,10 @@ def test_rows_with_one_prompt_lie_on_one_side(tmp_path: Path) -> None:
     assert len(found.splits["train"]) + len(found.splits["held_out"]) == 200
     assert len(found.inputs["pairs.jsonl"]) == 64
     assert texts(tmp_path, "{format: pairs, path: pairs.jsonl}", seed=1).splits != found.splits
-    few = texts(tmp_path, "{format: pairs, path: pairs.jsonl, rows: 7, flip: 1.0}")
+    few = texts(tmp_path, "{format: pairs, path: pairs.jsonl, test_fraction: 0.3, rows: 7, flip: 1.0}")
+    all_of_them = [row.row for row in found.splits["train"].rows]
+    wanted = [all_of_them[i * len(all_of_them) // 7] for i in range(7)]
+    assert [row.row for row in few.splits["train"].rows] == wanted  # not the first seven: files may be sorted
     assert len(few.splits["train"]) == 7 and all(row.flipped for row in few.splits["train"].rows)
     assert not any(row.flipped for row in few.splits["held_out"].rows)
 

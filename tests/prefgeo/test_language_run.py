@@ -72,7 +72,33 @@ def test_a_run_writes_its_folder(whole: Path) -> None:
     for stage in result["stages"].values():
         assert 0 <= stage["pairs"]["held_out"]["accuracy"] <= 1
         assert 1 <= stage["generations"]["length"] <= 16 + 1
-    assert "by_margin" in result["stages"]["preference"]["pairs"]["held_out"]
+    found = result["stages"]["preference"]["pairs"]["held_out"]
+    for name in ("accuracy", "by_margin"):
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
+    assert set(found["by_category"]) == set(found["by_category_by_margin"])
+
+
+def test_accuracy_is_that_of_the_evaluation(whole: Path) -> None:
+    """The numbers of a stage are those of ``prefgeo evaluate`` on the same rows."""
+    from llm_backend.data import PreferenceRow, Preferences
+    from llm_backend.evaluation import evaluate_sets, pair_sets
+    from llm_backend.models import load_model
+    from llm_backend.tokenizers import load_tokenizer
+    from prefgeo.language.data import HELD_OUT, load_texts
+    from prefgeo.language.recipe import load_language_recipe
+
+    loaded, fault = load_language_recipe(whole.parent / "recipe.yaml")
+    rows = load_texts(loaded.data, loaded.seed, fault, whole).splits[HELD_OUT].rows
+    sets = pair_sets(Preferences(tuple(row for row in rows if isinstance(row, PreferenceRow)), "held out"))
+    policy, reference = load_model(whole / "model"), load_model(whole / "sft")
+    report = evaluate_sets("pairs", sets, load_tokenizer(str(whole / "model")), policy, reference)
+    found = json.loads((whole / "result.json").read_text())["stages"]["preference"]["pairs"]["held_out"]
+    assert found["rows"] == report.about["evaluated"]
+    for name, by in (("accuracy", "log_prob"), ("by_margin", "implicit_reward")):
+        metric = report.value("accuracy", by)
+        assert (found[name], found[f"{name}_interval"]) == (metric.value, [metric.low, metric.high])
+    assert found["margin"] == pytest.approx(report.value("margin", "implicit_reward").value, rel=1e-4)  # float32
 
 
 def test_metrics_begin_at_the_reference_and_learn(whole: Path) -> None:
