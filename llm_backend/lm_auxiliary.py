@@ -25,6 +25,7 @@ from llm_backend.auxiliary import (
 from llm_backend.auxiliary.directions import Direction
 from llm_backend.auxiliary.slots import response_key
 from llm_backend.lm_fields import step_weights
+from llm_backend.processes import count_and_rank, from_first, summed
 from llm_backend.slot_responses import PAIR, SlotResponses, slot_log_probs
 
 Rows = Sequence[Mapping[str, Any]]
@@ -65,17 +66,17 @@ class LMAuxiliary:
         pad_id: int = 0,
         seed: int = 0,
     ) -> None:
-        if options.mode == "cross_batch":
-            raise AuxiliaryError("cross_batch needs a second batch at every step: use dual, which is unbiased too")
         if reference is not None and not tied:
             raise AuxiliaryError("weights D are of (prompt, response) slots; untied delta takes none, as in the paper")
         slots = row_slots(rows, tied=tied)
         self.responses = SlotResponses(model, rows, slots, centred=reference is not None, pad_id=pad_id)
-        self.scores = ReferenceScores(model, slot_log_probs, product=product)
+        self.scores, self._seed = ReferenceScores(model, slot_log_probs, product=product, reduce=summed), seed
         weights = plain_weights(slots) if reference is None else _weights(slots, reference)
         self._all = self._all_scores() if options.mode == "exact" else None
         generator = torch.Generator().manual_seed(seed)
         self.auxiliary = Auxiliary(slots, options, weights=weights, rows=self._all, generator=generator)
+        if self.auxiliary.basis is not None:  # unique up to a rotation only, which all processes must share
+            self.auxiliary.basis = from_first(self.auxiliary.basis)
 
     def fields(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``delta_chosen`` and ``delta_rejected`` (n,)."""
@@ -85,13 +86,41 @@ class LMAuxiliary:
         return {f"delta_{side}": self.auxiliary.values(places[index.cpu()]).to(like) for side, places in both}
 
     def after_step(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add the constraint's gradient to the loss's, and move delta."""
+        """Add the constraint's gradient to the loss's, and move delta. All processes of a step call at the same time."""
+        raw = self.auxiliary.raw
+        if raw.grad is not None:
+            raw.grad /= count_and_rank()[
+                0
+            ]  # the trainer multiplies its loss by it, as gradients of weights are averaged
         weights = [step_weights(inputs).double().cpu() for inputs in batches]
-        total = sum(float(weight.sum()) for weight in weights)
+        total = summed(torch.stack([weight.sum() for weight in weights]).sum())
         parts = []
         for inputs, weight in zip(batches, weights, strict=True):
             parts.append(self._part(inputs["index"].cpu(), weight / total))
-        self.auxiliary.step(self.scores, parts)
+        second = None
+        if self.auxiliary.options.mode == "cross_batch":
+            sizes = [weight.numel() for weight in weights]
+            second = self.second_batch(int(summed(torch.tensor(sum(sizes)))), max(sizes))
+        self.auxiliary.step(self.scores, parts, second)
+
+    def second_batch(self, n: int, size: int) -> list[AuxiliaryRows]:
+        """This process's part of the second batch of the coming step, in micro-batches of ``size`` rows.
+
+        ``n`` rows of the whole data, drawn with replacement in proportion to their weights, by seed and step alone: so
+        it is independent of the step's own rows, and the mean of its c_B is c whatever the weights. (Two halves of one
+        batch are not independent: no row is in both, and E <c_B1, c_B2> falls short of |c|^2 by (mean |x_i|^2 -
+        |c|^2) / (N - 1), x_i the terms of the N rows.) A step of all rows or more meets all rows again.
+        """
+        slots = self.auxiliary.slots
+        law = (slots.row_weights / slots.total).numpy()
+        if n >= slots.n_rows:
+            drawn, shares = np.arange(slots.n_rows), law
+        else:
+            drawn = np.random.default_rng([self._seed, self.auxiliary.n_steps]).choice(slots.n_rows, n, p=law)
+            shares = np.full(n, 1.0 / n)
+        count, rank = count_and_rank()
+        mine = [torch.as_tensor(values[rank::count]) for values in (drawn, shares)]
+        return [self._part(*part) for part in zip(*(values.split(size) for values in mine), strict=True)]
 
     def report(self, how: Literal["auto", "exact", "estimate"] = "auto") -> DimensionReport:
         """Rank, nullity and reachable margins, before training: "exact" from all scores (m, d), or "estimate" from all
@@ -126,7 +155,7 @@ class LMAuxiliary:
     def _part(self, index: Tensor, shares: Tensor) -> AuxiliaryRows:
         slots = self.auxiliary.slots
         places = torch.cat([slots.chosen[index], slots.rejected[index]])
-        reads = self.auxiliary.due and self.auxiliary.basis is None  # exact never looks at the scores again
+        reads = self.auxiliary.due and self.auxiliary.basis is None  # exact never reads the scores again
         return AuxiliaryRows(places, shares.repeat(2), self.responses.of(places) if reads else None)
 
     def _scores_of(self, wanted: Tensor) -> Iterator[Direction]:

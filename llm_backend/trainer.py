@@ -81,8 +81,6 @@ class PreferenceTrainer(ResponseTrainer):
             if needed and missing:
                 how = f"Reference.log_probs(rows, {sides_of(objective)})"
                 raise ReferenceLogProbsError(f"{objective.name} needs {', '.join(missing)}: give the result of {how}")
-        if auxiliary is not None and args.world_size > 1:
-            raise BackendError("an auxiliary module needs one process: its variables are not shared out")
         if needs_live_reference(objective) and (live_reference is None or _moves(live_reference, model)):
             raise ReferenceLogProbsError(
                 f"{objective.name} needs live_reference: a Reference whose model does not train along with the policy"
@@ -101,6 +99,10 @@ class PreferenceTrainer(ResponseTrainer):
             model, args, data, eval_data=held_out or None, identity=identity | dict(more.pop("identity", {})), **more
         )
         self._batches: list[dict[str, Tensor]] = []
+        if auxiliary is not None and self._sharded:
+            raise BackendError(
+                "auxiliary variables need whole weights in each process: train without FSDP or DeepSpeed"
+            )
         if auxiliary is not None:
             self.add_callback(_MoveVariables(self))
         if live_reference is not None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from llm_backend.auxiliary import AuxiliaryError, AuxiliaryOptions
+from llm_backend.auxiliary import AuxiliaryError, AuxiliaryOptions, constraints
 from llm_backend.batching import Collator
 from llm_backend.lm_auxiliary import LMAuxiliary, row_slots
 from llm_backend.log_probs import response_log_probs
 from llm_backend.models import new_model, tiny_config
 from llm_backend.reference import Reference
-from llm_backend.response_trainer import training_arguments
+from llm_backend.response_trainer import RowData, training_arguments
 from llm_backend.trainer import PreferenceTrainer
 from objectives import make_objective
 
@@ -111,6 +114,93 @@ def test_micro_batches_and_checkpoints_do_not_matter(tmp_path):
     assert torch.equal(resumed.delta, delta.delta)
 
 
-def test_cross_batch_is_not_offered(tmp_path):
-    with pytest.raises(AuxiliaryError, match="needs a second batch"):
-        LMAuxiliary(policy(), rows(), AuxiliaryOptions(mode="cross_batch"))
+class Draws:
+    """Stands for a generator whose draws are all possible ones in turn."""
+
+    def __init__(self, n, size):
+        self.every, self.seen = itertools.product(range(n), repeat=size), []
+
+    def choice(self, n, size, p):
+        self.seen.append((n, size, p.tolist()))
+        return np.array(next(self.every))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_batch_is_unbiased_for_the_square(monkeypatch, weighted):
+    """Over all pairs of a step's batch (2 of 3 rows) and a second batch (2 draws) the mean of <c_B1, c_B2> is |c|^2,
+    that of its gradient is that of |c|^2; two parts of one batch fall short, by the formula of ``second_batch``."""
+    model, few = policy(), [row | {"weight": 1.0 + weighted * i} for i, row in enumerate(rows()[:3])]
+    lm = LMAuxiliary(model, few, AuxiliaryOptions(mode="cross_batch", penalty=0.7))
+    auxiliary, scores, delta = lm.auxiliary, lm.scores, torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64)
+    everything = [lm._part(torch.arange(3), auxiliary.slots.row_weights / auxiliary.slots.total)]
+
+    def residual(parts):
+        found = constraints.batch_residual(scores, parts, auxiliary.rates, delta)
+        return torch.cat([part.flatten() for part in found.values()])
+
+    c = residual(everything)
+    slopes = scores.push(
+        everything[0].responses, constraints.batch_residual(scores, everything, auxiliary.rates, delta)
+    )
+    by_slot = torch.zeros(3, dtype=torch.float64).index_copy(0, everything[0].slots, slopes)
+    draws = Draws(3, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("llm_backend.lm_auxiliary.np.random.default_rng", lambda seed: draws)
+        seconds = [lm.second_batch(2, 2) for _ in range(9)]
+    law = np.array(draws.seen[0][2])
+    wanted = np.array([1, 2, 3] if weighted else [1, 1, 1])
+    assert draws.seen == [(3, 2, law.tolist())] * 9 and law == pytest.approx(wanted / wanted.sum())
+    chances = [law[i] * law[j] for i, j in itertools.product(range(3), repeat=2)]
+    torch.testing.assert_close(sum(p * residual(second) for p, second in zip(chances, seconds, strict=True)), c)
+    if weighted:
+        return  # the step's own batches are those of the sampler, which counts each row once
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    firsts = [[lm._part(torch.tensor(pair), half)] for pair in itertools.combinations(range(3), 2)]
+    square, gradient = 0.0, torch.zeros(3, dtype=torch.float64)
+    for first, (chance, second) in itertools.product(firsts, zip(chances, seconds, strict=True)):
+        square += chance / 3 * float(residual(first) @ residual(second))
+        gradient += chance / 3 * constraints.cross_gradient(scores, first, second, auxiliary.rates, delta, 0.7)
+    assert square == pytest.approx(float(c @ c), rel=1e-12)
+    torch.testing.assert_close(gradient, 2 * 0.7 * auxiliary.weights * by_slot, rtol=1e-10, atol=1e-12)
+    terms = [residual([lm._part(torch.tensor([i]), torch.ones(1, dtype=torch.float64))]) for i in range(3)]
+    halves = np.mean([float(terms[i] @ terms[j]) for i, j in itertools.permutations(range(3), 2)])
+    spread = np.mean([float(term @ term) for term in terms]) - float(c @ c)
+    assert halves == pytest.approx(float(c @ c) - spread / 2, rel=1e-10) and spread > 0.1 * float(c @ c)
+
+
+def test_second_batches_differ_by_step_and_cover_small_data(tmp_path):
+    lm = LMAuxiliary(policy(), rows(), AuxiliaryOptions(mode="cross_batch"), seed=3)
+    found = []
+    for lm.auxiliary.n_steps in (0, 1, 1):
+        found.append(torch.cat([part.slots for part in lm.second_batch(6, 4)]).tolist())
+    assert found[0] != found[1] == found[2] and len(found[0]) == 12
+    whole = lm.second_batch(12, 5)
+    assert sorted(torch.cat([part.slots for part in whole]).tolist()) == sorted([*range(12)] * 2)
+    assert float(sum(part.shares.sum() for part in whole)) == pytest.approx(2.0)
+
+
+def test_cross_batch_trains_and_continues(tmp_path):
+    options = AuxiliaryOptions(mode="cross_batch", learning_rate=0.02, penalty=3.0)
+    whole, delta, _ = train(tmp_path / "a", options, steps=6, split=4)
+    _, resumed, _ = train(
+        tmp_path / "b", options, steps=6, split=4, resume_from_checkpoint=whole.output_folder / "checkpoint-3"
+    )
+    assert torch.equal(resumed.delta, delta.delta) and float(delta.delta.abs().max()) > 1e-2
+
+
+def test_held_out_rows_have_no_delta(tmp_path):
+    """Their loss is DPO's, also of rows that stand in the training rows, or that answer a prompt that is not there."""
+    trainer, auxiliary, _ = train(tmp_path, AuxiliaryOptions(mode="exact", learning_rate=0.05), steps=8)
+    assert float(auxiliary.delta.abs().max()) > 1e-2
+    other = [{**row, "prompt_ids": [9, *row["prompt_ids"]], "prompt_key": f"other {i}"} for i, row in enumerate(rows())]
+    dpo = make_objective("dpo", beta=0.5)
+    for held_out in (rows(), other):
+        data = RowData(held_out, Reference.named("start", policy()).log_probs(held_out).columns)
+        found = trainer.evaluate(data)
+        with torch.no_grad():
+            batch = trainer.collate([data[i] for i in range(len(data))])
+            fields = trainer.fields(trainer.model, batch, held_out=True)
+            wanted = dpo(replace(fields, delta_chosen=None, delta_rejected=None)).mean()
+        assert not fields.delta_chosen.any() and not fields.delta_rejected.any()
+        assert found["eval_loss"] == pytest.approx(float(wanted), rel=1e-9)
+        assert found["eval_rewards/margins"] == pytest.approx(found["eval_dpo_rewards/margins"], rel=1e-9)

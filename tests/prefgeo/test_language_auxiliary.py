@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,10 @@ import yaml
 
 pytest.importorskip("transformers")
 
+from prefgeo.errors import UsageError
+from prefgeo.language.recipe import load_language_recipe
 from prefgeo.language.run import run_language_recipe
+from prefgeo.language.stage_monitor import StageMonitor
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -48,6 +55,7 @@ def recipe(folder: Path, **sections: Any) -> Path:
 
 MODES: dict[str, dict[str, Any]] = {
     "dual": {}, "dual, no weights": {"weights": "none", "dual_every": 2, "every": 2}, "exact": {"gauge": True},
+    "cross_batch": {"optimiser": "sgd", "momentum": 0.5, "learning_rate": 0.5},
     "batch_penalty": {"tied": False, "ridge": 0.1}, "official_compat": {"tied": False, "cap": 2.0},
 }  # fmt: skip
 
@@ -70,3 +78,97 @@ def test_each_mode_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str], na
     assert f"AuxDPO: {found['variables']} auxiliary variables, 16 trainable parameters, rank" in said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["auxiliary"]
     assert manifest["verdict"] == found["verdict"] and found["verdict"] in said
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from prefgeo.language.run import run_language_recipe
+from prefgeo.language.stage_monitor import StageMonitor
+
+usual = StageMonitor.on_step_end
+
+def end(self, args, state, control, **more):
+    if state.global_step == 5:  # between the checkpoints of steps 4 and 6
+        os.kill(os.getpid(), signal.SIGKILL)
+    usual(self, args, state, control, **more)
+
+StageMonitor.on_step_end = end
+run_language_recipe(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_seconds=0.0)
+"""
+
+
+@pytest.mark.parametrize("mode", ["dual", "cross_batch", "exact"])
+def test_a_killed_run_continues_to_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    path = recipe(tmp_path, auxiliary={"mode": mode, "learning_rate": 0.05})
+    run_language_recipe(path, tmp_path / "whole", checkpoint_seconds=0.0)
+    said = capsys.readouterr().out
+    if mode == "dual":
+        command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "out")]
+        home = Path(__file__).parents[2]
+        done = subprocess.run(command, cwd=home, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+        assert done.returncode == -signal.SIGKILL
+    else:
+        stopped(path, tmp_path / "out")
+    checkpoints = list((tmp_path / "out" / "checkpoints" / "preference").glob("checkpoint-*"))
+    assert [each.name for each in checkpoints] == ["checkpoint-4"]
+    capsys.readouterr()
+    run_language_recipe(path, tmp_path / "out", resume=True)
+    assert "AuxDPO:" in said and "AuxDPO:" not in capsys.readouterr().out  # not counted again
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+class StoppedError(Exception):
+    """What a kill looks like from inside."""
+
+
+def stopped(path: Path, out: Path) -> None:
+    """The run until its fifth step of eight or so."""
+    usual = StageMonitor.on_step_end
+
+    def end(self: StageMonitor, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 5:
+            raise StoppedError
+        usual(self, args, state, control, **more)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(StageMonitor, "on_step_end", end)
+        run_language_recipe(path, out, checkpoint_seconds=0.0)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {  # sections, and what must be said
+    "no section": ({"auxiliary": None}, "objective.name: auxdpo needs auxiliary variables: give a section auxiliary"),
+    "no delta": ({"objective": {"name": "dpo"}}, "auxiliary: dpo has no auxiliary variables and would ignore this"),
+    "path": ({"reference": {"name": "path", "path": "x"}}, "reference.name: auxiliary variables need the scores of"),
+    "float16": (
+        {"training": {"learning_rate": 0.01, "steps": 1, "precision": "float16"}}, "training.precision: float16 scales",
+    ),
+    "mode": ({"auxiliary": {"mode": "dul"}}, "auxiliary.mode: unknown mode 'dul'. Did you mean 'dual'?"),
+    "penalty": ({"auxiliary": {"mode": "exact", "penalty": 1.0}}, "auxiliary: mode: exact would ignore penalty"),
+    "dual_every": ({"auxiliary": {"mode": "batch_penalty", "dual_every": 3}}, "batch_penalty would ignore dual_every"),
+    "ridge": ({"auxiliary": {"mode": "official_compat", "ridge": 0.1}}, "official_compat would ignore ridge"),
+    "anti-ridge": ({"auxiliary": {"anti_ridge": 0.1, "cap": 1.0}}, "mode: dual would ignore cap, anti_ridge"),
+    "product": ({"auxiliary": {"mode": "exact", "product": "forward"}}, "mode: exact would ignore product"),
+    "gauge": ({"auxiliary": {"gauge": True}}, "mode: dual would ignore gauge"),
+    "untied gauge": ({"auxiliary": {"mode": "exact", "gauge": True, "tied": False}}, "gauge is for tied delta"),
+    "momentum": ({"auxiliary": {"momentum": 0.5}}, "momentum is that of optimiser: sgd"),
+    "untied weights": ({"auxiliary": {"tied": False, "weights": "reference"}}, "untied delta has none: say none"),
+    "official weights": (
+        {"auxiliary": {"mode": "official_compat", "weights": "reference"}}, "official_compat has no weights",
+    ),
+    "negative": ({"auxiliary": {"penalty": -1.0}}, "auxiliary.penalty: Input should be greater than or equal to 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_faults_are_told(tmp_path: Path, name: str) -> None:
+    sections, sentence = REFUSED[name]
+    with pytest.raises(UsageError) as caught:
+        load_language_recipe(recipe(tmp_path, **sections))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
