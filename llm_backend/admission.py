@@ -13,6 +13,14 @@ from llm_backend.token_options import TokenOptions
 from llm_backend.truncation import Fitted, fit
 
 
+class NoRowsError(DataError):
+    """No row can be trained on; ``counts`` tell why, for those who can go on without."""
+
+    def __init__(self, message: str, counts: TokenCounts) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
 @dataclass
 class TokenCounts:
     """What happened, in rows, of those that were kept (``tokens_cut``: in tokens).
@@ -46,10 +54,10 @@ class TokenCounts:
         self.tokens_cut += fitted.prompt_cut + sum(cut)
 
     def check_left(self) -> None:
-        """Raises ``DataError`` when no row was kept, with the reasons."""
+        """Raises ``NoRowsError`` when no row was kept, with the reasons."""
         if not self.kept:
             why = ", ".join(f"{len(rows)} {reason}" for reason, rows in self.dropped.items())
-            raise DataError(f"no row is left to train on; of {self.rows}: {why}")
+            raise NoRowsError(f"no row is left to train on; of {self.rows}: {why}", self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; dropped rows as {reason: [row, ...]}."""

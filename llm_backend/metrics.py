@@ -23,7 +23,7 @@ class Totals:
         weight = weights.detach().to(wide)
         for name, value in values.items():
             pair = torch.stack([(weight * value.detach().to(wide)).sum(), weight.sum()])
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+            self._sums[name] = self._sums[name].to(pair.device) + pair if name in self._sums else pair
 
     def means(self, accelerator: Any = None) -> dict[str, float]:
         """The means over everything since the last call (over all processes, given the accelerator); empties itself."""
@@ -35,6 +35,14 @@ class Totals:
         names = list(self._sums)
         self._sums = {}
         return {name: float(total / weight) for name, (total, weight) in zip(names, table.tolist(), strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for checkpoints between two logs."""
+        return {"sums": {name: value.clone() for name, value in self._sums.items()}}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """The inverse; sums come back on the CPU and go to where the first new values are."""
+        self._sums = dict(saved["sums"])
 
 
 def pair_metrics(objective: Objective, batch: PairLogProbs, losses: Tensor) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
@@ -43,8 +44,11 @@ class Folder:
         except OSError:
             os.close(lock)
             raise UsageError(f"another process is writing to {path}; wait for it, or choose another --out") from None
-        for entry in path.rglob(".*.part"):
-            entry.unlink()  # of a process that was killed while it wrote
+        for entry in list(path.rglob(".*.part")):  # of a process that was killed while it wrote
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)  # it may have been in such a folder
         return cls(path, lock)
 
     @classmethod

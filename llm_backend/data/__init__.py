@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_backend.data.errors import DataError
-from llm_backend.data.fusion import Candidate, FusionPrompt, Quadruples, fusion_rows, mmlu_fusion
+from llm_backend.data.fusion import Candidate, FusionPrompt, Quadruples, best_source, fusion_rows, mmlu_fusion
 from llm_backend.data.hh import hh_from_records
 from llm_backend.data.load import FORMATS, load_preferences, load_records
 from llm_backend.data.mmlu_pro import (
@@ -24,6 +24,6 @@ __all__ = [
     "load_preferences", "load_records", "read_records", "FORMATS",
     "pairs_from_records", "hh_from_records",
     "Question", "QuestionSplit", "questions_from_records", "split_questions", "mmlu_pairs", "mmlu_sets",
-    "Candidate", "FusionPrompt", "Quadruples", "fusion_rows", "mmlu_fusion",
+    "Candidate", "FusionPrompt", "Quadruples", "best_source", "fusion_rows", "mmlu_fusion",
     "flip_labels",
 ]  # fmt: skip

@@ -87,6 +87,12 @@ def fusion_rows(
     return Quadruples(tuple(rows), where, dict(left_out), dict(shares))
 
 
+def best_source(prompt: FusionPrompt, seed: int = 0) -> Candidate | None:
+    """The sources' best response, as ``fusion_rows`` chooses it; None without sources. Raises: DataError as there."""
+    sources, _ = _groups(prompt)
+    return _extremes(prompt, sources, seed)[0] if sources else None
+
+
 def mmlu_fusion(
     questions: Sequence[Question],
     sources: Mapping[str, Sequence[Record]],

@@ -31,7 +31,7 @@ def load_pair(names: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> t
 
 
 def _load(name: str, names: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
-    with _without_bars():
+    with without_bars():
         model: Any = load_model(name, dtype=names["dtype"])
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
     try:
@@ -42,7 +42,7 @@ def _load(name: str, names: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
 
 
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """transformers draws a bar for each load, also where nobody watches."""
     from transformers.utils import logging
 
