@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from geometry.errors import nearest_name
 from prefgeo.errors import UsageError
@@ -21,6 +21,7 @@ from prefgeo.preparation import Prepared, digest, prepare
 from prefgeo.recipes import Recipe, Section, Seed, check_recipe, validated
 from prefgeo.yaml_reading import Document, Fault, Path_, read_yaml
 
+CASE = "case"
 MOST = 100_000  # cells; more is a slip of the pen
 Values = Annotated[list[Any], Field(min_length=1)]
 
@@ -28,6 +29,7 @@ Values = Annotated[list[Any], Field(min_length=1)]
 class SweepSpec(Section):
     """What a sweep file holds. ``grid`` and ``baseline`` name keys of the recipe with dots: ``objective.options.beta``.
 
+    ``cases`` are values that belong together, by name, each {key: value}: one more axis of the grid, called ``case``.
     ``recipe`` is written in place, or the name of a recipe file beside the sweep; with a ``model`` section it trains
     language models. ``seeds`` replace the recipe's.
     """
@@ -35,9 +37,21 @@ class SweepSpec(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     description: str = ""
     recipe: str | dict[str, Any]
-    grid: Annotated[dict[str, Values], Field(min_length=1)]
+    grid: Annotated[dict[str, Values], Field(min_length=1)] = Field(default_factory=dict)
+    cases: dict[str, Annotated[dict[str, Any], Field(min_length=1)]] = Field(default_factory=dict)
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     baseline: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _something_varies(self) -> SweepSpec:
+        if not self.grid and not self.cases:
+            raise ValueError("say what to vary: give a grid or cases")
+        return self
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """The values of each axis: those of the grid, after the names of the cases."""
+        return ({CASE: list(self.cases)} if self.cases else {}) | self.grid
 
 
 @dataclass(frozen=True)
@@ -78,17 +92,17 @@ def load_sweep(path: Path) -> Sweep:
     base, base_fault, folder = _base(spec, document, path)
     language = "model" in base
     _check_grid(spec, document, LanguageRecipe if language else Recipe)
-    keys = tuple(spec.grid)
-    points = list(itertools.product(*(range(len(values)) for values in spec.grid.values())))
+    keys = tuple(spec.axes)
+    points = list(itertools.product(*(range(len(values)) for values in spec.axes.values())))
     if len(points) > MOST:
         raise document.fault(("grid",), f"{len(points):,} cells are more than {MOST:,}; split the sweep")
     places = {point: index for index, point in enumerate(points)}
     against = {key: _index(spec, document, key, value) for key, value in spec.baseline.items()}
     cells = []
     for point, index in places.items():
-        settings = {key: spec.grid[key][at] for key, at in zip(keys, point, strict=True)}
-        fault = partial(_cell_fault, dict(zip(keys, point, strict=True)), document, base_fault)
-        values = _with(base, settings)
+        settings = {key: spec.axes[key][at] for key, at in zip(keys, point, strict=True)}
+        fault = partial(_cell_fault, dict(zip(keys, point, strict=True)), spec, document, base_fault)
+        values = _with(base, {**spec.cases.get(settings.get(CASE, ""), {}), **{k: settings[k] for k in spec.grid}})
         other = places[tuple(against.get(key, at) for key, at in zip(keys, point, strict=True))]
         prepared: Prepared | PreparedLanguage
         if language:
@@ -147,31 +161,36 @@ def _base(spec: SweepSpec, document: Document, path: Path) -> tuple[dict[str, An
 def _check_grid(spec: SweepSpec, document: Document, recipe: type[Section]) -> None:
     fixed = ("name", "description", "seeds", "seed")
     sections = [name for name in recipe.model_fields if name not in fixed]
-    for key, values in spec.grid.items():
+    places: list[Path_] = [("grid", key) for key in spec.grid]
+    places += [("cases", name, key) for name, case in spec.cases.items() for key in case]
+    for place in places:
+        key = str(place[-1])
         head = key.partition(".")[0]
         if head in fixed:
-            raise document.fault(("grid", key), f"{head} is the same in all cells; give it beside the grid")
+            raise document.fault(place, f"{head} is the same in all cells; give it beside the grid")
         if head not in sections or not all(key.split(".")):
             hint = nearest_name(head, sections)
-            raise document.fault(("grid", key), f"unknown key {key!r}.{hint} Keys begin with {', '.join(sections)}")
+            raise document.fault(place, f"unknown key {key!r}.{hint} Keys begin with {', '.join(sections)}")
+    for key, values in spec.grid.items():
         seen: list[Any] = []
-        for place, value in enumerate(values):
+        for at, value in enumerate(values):
             if any(value == other and type(value) is type(other) for other in seen):
-                raise document.fault(("grid", key, place), f"{label(value)} stands twice")
+                raise document.fault(("grid", key, at), f"{label(value)} stands twice")
             seen.append(value)
-    for one, two in itertools.permutations(spec.grid, 2):
-        if two.startswith(f"{one}."):
-            raise document.fault(("grid", two), f"{one} sets this already; vary one of the two")
+    for one, two in itertools.permutations(places, 2):
+        together = one[0] == "grid" or two[0] == "grid" or one[1] == two[1]  # not keys of two cases
+        if together and (one[-1] == two[-1] or str(two[-1]).startswith(f"{one[-1]}.")):
+            raise document.fault(two, f"{one[-1]} sets this already; vary one of the two")
 
 
 def _index(spec: SweepSpec, document: Document, key: str, value: Any) -> int:
-    if key not in spec.grid:
-        hint = nearest_name(key, spec.grid)
-        raise document.fault(("baseline", key), f"{key!r} is not in the grid.{hint} Known: {', '.join(spec.grid)}")
-    if value not in spec.grid[key]:
-        known = ", ".join(label(each) for each in spec.grid[key])
+    if key not in spec.axes:
+        hint = nearest_name(key, spec.axes)
+        raise document.fault(("baseline", key), f"{key!r} is not in the grid.{hint} Known: {', '.join(spec.axes)}")
+    if value not in spec.axes[key]:
+        known = ", ".join(label(each) for each in spec.axes[key])
         raise document.fault(("baseline", key), f"{label(value)} is not among its values in the grid: {known}")
-    return spec.grid[key].index(value)
+    return spec.axes[key].index(value)
 
 
 def _with(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,11 +208,15 @@ def _with(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _cell_fault(
-    point: Mapping[str, int], document: Document, base_fault: Fault, place: Path_, sentence: str
+    point: Mapping[str, int], spec: SweepSpec, document: Document, base_fault: Fault, place: Path_, sentence: str
 ) -> UsageError:
-    """At the grid's value where that is to blame, else in the recipe."""
+    """At the grid's or the case's value where that is to blame, else in the recipe."""
     dotted = ".".join(str(part) for part in place)
-    for key, at in sorted(point.items(), key=lambda item: -len(item[0])):
+    set_here: dict[str, Path_] = {key: ("grid", key, at) for key, at in point.items() if key in spec.grid}
+    if spec.cases:
+        name = spec.axes[CASE][point[CASE]]
+        set_here |= {key: ("cases", name, key) for key in spec.cases[name]}
+    for key, where in sorted(set_here.items(), key=lambda item: -len(item[0])):
         if dotted == key or dotted.startswith(f"{key}.") or (place and key.startswith(f"{dotted}.")):
-            return document.fault(("grid", key, at), sentence)
+            return document.fault(where, sentence)
     return base_fault(place, sentence)

@@ -15,6 +15,7 @@ from prefgeo.yaml_reading import Fault
 
 BEFORE = "before"
 GENERATED = ("gold", "facts", "length")
+COUNTS, BOUNDS = ("variables", "parameters", "margin_dimension", "delta_rms", "delta_residual"), ("rank", "reachable")
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ def named_numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
     ``SPLIT/accuracy`` by log-probability, ``SPLIT/accuracy_by_margin`` by implicit reward, both also by category as
     ``SPLIT/accuracy/CATEGORY``; ``gold``, ``facts`` and ``length`` of generations; all after ``before/`` those of the
-    stage before preference training.
+    stage before preference training; ``auxiliary/...``, of AuxDPO's variables.
     """
     stages = list(result["stages"].values())
-    found = _stage_numbers(stages[-1], "")
+    found = _stage_numbers(stages[-1], "") | _auxiliary_numbers(stages[-1].get("auxiliary", {}))
     if len(stages) > 1:
         found |= _stage_numbers(stages[-2], f"{BEFORE}/")
     return found
@@ -93,4 +94,13 @@ def _stage_numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
     for name in GENERATED:
         if name in record.get("generations", {}):
             found[f"{prefix}{name}"] = float(record["generations"][name])
+    return found
+
+
+def _auxiliary_numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    found = {f"auxiliary/{name}": float(record[name]) for name in COUNTS if name in record}
+    for name in BOUNDS:
+        if name in record:
+            least, most = record[name]
+            found |= {f"auxiliary/{name}_least": float(least), f"auxiliary/{name}_most": float(most)}
     return found

@@ -26,7 +26,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_example_recipe_and_sweep_are_good(tmp_path: Path) -> None:
-    recipe, _, sweep = EXAMPLES
+    recipe, _, sweep, cases = EXAMPLES
     (tmp_path / "e1_dpo.yaml").write_text(recipe, encoding="utf-8")
     loaded, fault = load_recipe(tmp_path / "e1_dpo.yaml")
     assert prepare(loaded, fault, tmp_path).kind == "candidates"
@@ -34,6 +34,10 @@ def test_the_example_recipe_and_sweep_are_good(tmp_path: Path) -> None:
     (tmp_path / "sweeps" / "e1_noise.yaml").write_text(sweep, encoding="utf-8")
     cells = load_sweep(tmp_path / "sweeps" / "e1_noise.yaml").cells
     assert [cell.baseline for cell in cells] == [None, None, None, 0, 1, 2]
+    language = "model: {name: m}\ndata: {format: pairs, path: p.jsonl}\ntraining: {learning_rate: 0.1, steps: 1}\n"
+    (tmp_path / "language.yaml").write_text(f"name: l\nobjective: {{name: dpo}}\n{language}", encoding="utf-8")
+    (tmp_path / "cases.yaml").write_text(f"name: c\nrecipe: language.yaml\n{cases}", encoding="utf-8")
+    assert [cell.baseline for cell in load_sweep(tmp_path / "cases.yaml").cells] == [None, 0]
 
 
 def test_the_example_of_a_language_recipe_is_good(tmp_path: Path) -> None:

@@ -76,6 +76,53 @@ def test_cells_are_the_product_and_know_their_baseline(tmp_path: Path) -> None:
     assert len({cell.key("exact") for cell in sweep.cells} | {cell.key("torch") for cell in sweep.cells}) == 8
 
 
+CASES = """name: cases
+recipe:
+  world: {name: e1, options: {n_prompts: 4, n_arms: 3}}
+  objective: {name: dpo}
+  training: {optimiser: world, steps: 3}
+cases:
+  dpo: {objective.options.beta: 0.1}
+  noisy: {objective: {name: cdpo, options: {label_smoothing: 0.1}}, data.flip: 0.3}
+grid:
+  training.steps: [2, 3]
+seeds: [4]
+baseline: {case: dpo}
+"""
+
+
+def test_cases_set_several_keys_at_once(tmp_path: Path) -> None:
+    sweep = load_sweep(write(CASES, tmp_path))
+    assert sweep.keys == ("case", "training.steps")
+    found = [(cell.settings["case"], cell.settings["training.steps"], cell.baseline) for cell in sweep.cells]
+    assert found == [("dpo", 2, None), ("dpo", 3, None), ("noisy", 2, 0), ("noisy", 3, 1)]
+    config = sweep.cells[3].prepared.config
+    assert (config["objective"]["name"], config["data"]["flip"], config["training"]["steps"]) == ("cdpo", 0.3, 3)
+    assert sweep.cells[1].prepared.config["data"]["flip"] == 0.0  # not that of the other case
+    done = run_sweep(tmp_path / "sweep.yaml", "exact", tmp_path / "out")
+    table = parquet.read_table(tmp_path / "out" / "results.parquet").to_pydict()
+    assert not done.failures and table["case"] == ["dpo", "dpo", "noisy", "noisy"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("data.flip: 0.3", "data.flip: 3", "line 8, cases.noisy.data.flip: Input should be less than or equal to 1"),
+        ("data.flip: 0.3", "dta.flip: 0.3", "cases.noisy.dta.flip: unknown key 'dta.flip'. Did you mean 'data'?"),
+        ("data.flip: 0.3", "seeds: [1]", "cases.noisy.seeds: seeds is the same in all cells"),
+        ("data.flip: 0.3", "training.steps: 7", "training.steps sets this already; vary one of the two"),
+        ("{case: dpo}", "{case: ipo}", "baseline.case: ipo is not among its values in the grid: dpo, noisy"),
+        (CASES[CASES.index("cases:\n") : CASES.index("seeds:")], "", "say what to vary: give a grid or cases"),
+        ("dpo: {objective.options.beta: 0.1}", "dpo: {}", "cases.dpo: Dictionary should have at least 1 item"),
+    ],
+)
+def test_faults_of_cases(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert old in CASES
+    with pytest.raises(UsageError) as told:
+        load_sweep(write(CASES.replace(old, new), tmp_path))
+    assert sentence in str(told.value)
+
+
 def test_a_recipe_file_serves_as_well(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "name: base\nworld: {name: e1, options: {n_prompts: 4, n_arms: 3}}\nobjective: {name: dpo}\nseeds: [9]\n"
