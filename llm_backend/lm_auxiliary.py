@@ -86,12 +86,11 @@ class LMAuxiliary:
         return {f"delta_{side}": self.auxiliary.values(places[index.cpu()]).to(like) for side, places in both}
 
     def after_step(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add the constraint's gradient to the loss's, and move delta. All processes of a step call at the same time."""
+        """Add the constraint's gradient to the loss's, and move delta. All processes of a step call it together."""
         raw = self.auxiliary.raw
         if raw.grad is not None:
-            raw.grad /= count_and_rank()[
-                0
-            ]  # the trainer multiplies its loss by it, as gradients of weights are averaged
+            # the trainer multiplies its loss by it, as gradients of weights are averaged
+            raw.grad /= count_and_rank()[0]
         weights = [step_weights(inputs).double().cpu() for inputs in batches]
         total = summed(torch.stack([weight.sum() for weight in weights]).sum())
         parts = []

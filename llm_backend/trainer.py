@@ -100,9 +100,7 @@ class PreferenceTrainer(ResponseTrainer):
         )
         self._batches: list[dict[str, Tensor]] = []
         if auxiliary is not None and self._sharded:
-            raise BackendError(
-                "auxiliary variables need whole weights in each process: train without FSDP or DeepSpeed"
-            )
+            raise BackendError("auxiliary variables need whole weights in each process: leave FSDP and DeepSpeed out")
         if auxiliary is not None:
             self.add_callback(_MoveVariables(self))
         if live_reference is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_backend.auxiliary import AuxiliaryError, AuxiliaryOptions, constraints
+from llm_backend.auxiliary import AuxiliaryOptions, constraints
 from llm_backend.batching import Collator
 from llm_backend.lm_auxiliary import LMAuxiliary, row_slots
 from llm_backend.log_probs import response_log_probs
