@@ -211,7 +211,7 @@ def test_what_is_refused() -> None:
         Decoding(temperature=-1.0)
     with pytest.raises(EvaluationError, match="greedy decoding writes one response to a prompt, not 2"):
         Sampling(samples=2, decoding=Decoding(temperature=0.0))
-    with pytest.raises(EvaluationError, match="the prompt of row 2 has 5 tokens; with 12 new ones that is beyond"):
+    with pytest.raises(EvaluationError, match="prompt 2 has 5 tokens; with 12 new ones that is beyond"):
         sample_responses(model_of(context=16), PROMPTS, Decoding(max_new_tokens=12), eos_id=EOS)
     model = make_model(len(TOKENIZER))
     with pytest.raises(EvaluationError, match="KL is to a reference; name one with --reference"):
