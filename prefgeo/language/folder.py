@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from prefgeo.run_folder import CONFIG, MANIFEST, METRICS, RESULT, RunFolder
+from prefgeo.run_folder import CHECKPOINT, CONFIG, MANIFEST, METRICS, RESULT, RunFolder
 
 STAGES, CURVE, CHECKPOINTS = "stages.json", "curve.png", "checkpoints"
+STORE = "store"
+"""Of a loop: the policies of all rounds, what they wrote, and checkpoints."""
 START, SFT, PREFERENCE = "start", "sft", "preference"
 MODELS = {SFT: "sft", PREFERENCE: "model"}
 """The folder of the model that a stage ends with."""
@@ -20,11 +22,11 @@ UNFINISHED = ".unfinished"
 class LanguageFolder(RunFolder):
     """Files and folders of one run. A stage is finished when ``stages.json`` says so; its model is then whole."""
 
-    files = (CONFIG, MANIFEST, METRICS, RESULT, STAGES, CURVE)
+    files: ClassVar[tuple[str, ...]] = (CONFIG, MANIFEST, METRICS, RESULT, CHECKPOINT, STAGES, CURVE)
 
     @classmethod
     def _ours(cls, name: str) -> bool:
-        folders = (*MODELS.values(), *(f"{each}{UNFINISHED}" for each in MODELS.values()), CHECKPOINTS)
+        folders = (*MODELS.values(), *(f"{each}{UNFINISHED}" for each in MODELS.values()), CHECKPOINTS, STORE)
         return super()._ours(name) or name in folders
 
     @property

@@ -29,8 +29,8 @@ def check_loop(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> No
         raise fault(("reference",), "the algorithm says who is the reference in each round; leave it out")
     if "ranked_by" in recipe.data.model_fields_set:
         raise fault(("data", "ranked_by"), "in a loop the section ranking says who ranks; leave it out")
-    if recipe.model.lora is not None:
-        raise fault(("model", "lora"), "a loop trains and merges whole models; leave it out, or say trainable")
+    if recipe.model.lora is not None and recipe.model.lora.blocks is not None:
+        raise fault(("model", "lora", "blocks"), "a loop adapts all blocks; leave it out, or name targets")
     settings = loop_settings(recipe, fault)
     _check_data(recipe, objective, fault)
     _check_ranking(recipe, objective, fault)

@@ -23,17 +23,20 @@ from prefgeo.language.cells import plain_recipe
 from prefgeo.language.curve import draw_curve
 from prefgeo.language.data import TRAIN, LanguageTexts, load_texts
 from prefgeo.language.evaluation import evaluate_model
-from prefgeo.language.folder import CURVE, PREFERENCE, SFT, START, LanguageFolder
+from prefgeo.language.folder import CHECKPOINTS, CURVE, PREFERENCE, SFT, START, STORE, LanguageFolder
+from prefgeo.language.loop_checks import loop_settings
+from prefgeo.language.loop_curve import draw_loop_curve
 from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model
-from prefgeo.language.recipe import LanguageRecipe, load_language_recipe
+from prefgeo.language.recipe import LanguageData, LanguageRecipe, load_language_recipe
 from prefgeo.language.shared_start import adopt_start
 from prefgeo.language.stages import run_preference, run_supervised, training_reference
 from prefgeo.language.tokens import TokenRows, recipe_tokenizer, token_rows
 from prefgeo.preparation import digest
 from prefgeo.run_folder import CONFIG, MANIFEST, RESULT
 from prefgeo.runs import git_revision, versions
-from prefgeo.yaml_reading import Fault
+from prefgeo.yaml_reading import Fault, Path_
 
+LOOP = "loop"
 PACKAGES = ("transformers", "accelerate", "peft", "tokenizers", "datasets")
 
 
@@ -79,7 +82,7 @@ def run_checked(
     existed = out.exists()
     folder = LanguageFolder.claim(out, resume=resume)
     try:
-        texts = load_texts(recipe.data, recipe.seed, fault, home)
+        texts = load_texts(_before_flips(recipe), recipe.seed, fault, home)
         config = resolved(recipe, texts)
         if folder.has(MANIFEST):
             _check_same(folder, config, device)
@@ -91,7 +94,7 @@ def run_checked(
         if start_from is not None:
             adopt_start(folder, start_from, config, device)
         with _quiet():
-            result = _Runner(recipe, texts, folder, device, seconds).run()
+            result = _Runner(recipe, texts, folder, device, seconds, fault, home).run()
         return LanguageRun(folder.path, result, False)
     except ValueError:
         if not existed and not folder.has_progress:
@@ -99,6 +102,11 @@ def run_checked(
         raise
     finally:
         folder.release()
+
+
+def _before_flips(recipe: LanguageRecipe) -> LanguageData:
+    """Of a loop: its rounds flip labels, each its own."""
+    return recipe.data if recipe.algorithm is None else recipe.data.model_copy(update={"flip": 0.0})
 
 
 def resolved(recipe: LanguageRecipe, texts: LanguageTexts) -> dict[str, Any]:
@@ -114,12 +122,21 @@ class _Runner:
     """The stages in order; each is skipped where the folder says that it is finished."""
 
     def __init__(
-        self, recipe: LanguageRecipe, texts: LanguageTexts, folder: LanguageFolder, device: str, seconds: float
-    ) -> None:
+        self, recipe: LanguageRecipe, texts: LanguageTexts, folder: LanguageFolder, device: str, seconds: float,
+        fault: Fault, home: Path,
+    ) -> None:  # fmt: skip
         self.recipe, self.texts, self.folder, self.device, self.seconds = recipe, texts, folder, device, seconds
         self.objective = recipe.objective.make()
         self.tokenizer = recipe_tokenizer(recipe, texts)
-        self.rows: TokenRows = token_rows(recipe, texts, self.tokenizer, self.objective)
+        once = recipe.algorithm is None
+        self.rows: TokenRows = token_rows(recipe, texts, self.tokenizer, self.objective if once else None)
+        self.loop: Any = None
+        if not once:
+            from prefgeo.language.loop_run import LoopRun  # much to import, and only for loops
+            from prefgeo.language.loop_sources import LoopParts
+
+            parts = LoopParts(recipe, texts, fault, home, self.rows.longest_response).checked()
+            self.loop = LoopRun(parts, self.rows, self.tokenizer, folder, device, seconds)
         self.options: dict[str, Any] = {
             "seed": recipe.seed, "device": device, "pad_id": int(self.tokenizer.pad_token_id), "seconds": seconds,
         }  # fmt: skip
@@ -134,8 +151,13 @@ class _Runner:
             self._save(SFT, model)
             self._finish(SFT, self._evaluate(model))
         if PREFERENCE not in self.folder.finished():
-            self._preference()
+            self._preference() if self.loop is None else self._rounds()
         return self._result()
+
+    def _rounds(self) -> None:
+        record = self.loop.run()
+        model = stored_model(self.folder.model(PREFERENCE), self.recipe.model).to(self.device)
+        self._finish(PREFERENCE, self._evaluate(model) | {LOOP: record})
 
     def _preference(self) -> None:
         if self.recipe.sft is None:
@@ -196,10 +218,13 @@ class _Runner:
             for name, record in self.folder.finished().items()
         }
         title = f"{self.recipe.name}: {self.objective.name}, {self.recipe.model.name} model, seed {self.recipe.seed}"
-        self.folder.write(CURVE, draw_curve(title, self.folder.metrics(), stages))
-        result = {"seed": self.recipe.seed, "data": self.rows.counts, "stages": stages}
+        loop = stages[PREFERENCE].pop(LOOP, {})
+        draw = draw_loop_curve(title, self.folder.metrics(), loop) if loop else None
+        self.folder.write(CURVE, draw or draw_curve(title, self.folder.metrics(), stages))
+        result = {"seed": self.recipe.seed, "data": self.rows.counts, "stages": stages} | loop
         self.folder.write_json(RESULT, result)
-        shutil.rmtree(self.folder.checkpoints(), ignore_errors=True)
+        for rest in (self.folder.checkpoints(), self.folder.path / STORE / CHECKPOINTS):
+            shutil.rmtree(rest, ignore_errors=True)
         return result
 
 
@@ -218,6 +243,9 @@ def _quiet() -> Iterator[None]:
 def _manifest(recipe: LanguageRecipe, config: Mapping[str, Any], device: str) -> dict[str, Any]:
     start = recipe.model.name if recipe.sft is None else "the model after SFT"
     names = {"initial": start, "adapter_off": f"{start}, adapters off", "path": recipe.reference.path}
+    roles: dict[str, Any] = {"start": start, "policy": "the start, trained", "reference": names[recipe.reference.name]}
+    if recipe.algorithm is not None:
+        roles = {"base": start, "rounds": loop_settings(recipe, _no_fault).roles()}
     found = versions()
     for name in PACKAGES:
         try:
@@ -230,10 +258,14 @@ def _manifest(recipe: LanguageRecipe, config: Mapping[str, Any], device: str) ->
         "device": device,
         "seed": recipe.seed,
         "inputs": config["inputs"],
-        "roles": {"start": start, "policy": "the start, trained", "reference": names[recipe.reference.name]},
+        "roles": roles,
         "versions": found,
         "git_revision": git_revision(),
     }
+
+
+def _no_fault(place: Path_, sentence: str) -> UsageError:
+    raise AssertionError(f"{place}: {sentence}")  # the recipe was checked before
 
 
 def _check_same(folder: LanguageFolder, config: Mapping[str, Any], device: str) -> None:

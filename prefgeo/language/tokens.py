@@ -44,14 +44,15 @@ def recipe_tokenizer(recipe: LanguageRecipe, texts: LanguageTexts) -> Any:
     return tokenizer
 
 
-def token_rows(recipe: LanguageRecipe, texts: LanguageTexts, tokenizer: Any, objective: Objective) -> TokenRows:
-    """Every split tokenised. Raises ``DataError``, also for data without the responses that the objective reads."""
+def token_rows(recipe: LanguageRecipe, texts: LanguageTexts, tokenizer: Any, objective: Objective | None) -> TokenRows:
+    """Every split tokenised. Raises ``DataError``, also for data without the responses that the objective reads (None:
+    it reads others than these)."""
     options, splits, counts = token_options(recipe.data), {}, {}
     for name, preferences in texts.splits.items():
         found = tokenize_preferences(preferences, tokenizer, options)
         splits[name], counts[name] = found.dataset.to_list(), _summary(preferences, found.counts)
-    for side in sides_of(objective):
-        if f"{side}_ids" not in splits[TRAIN][0]:
+    for side in () if objective is None else sides_of(objective):
+        if objective is not None and f"{side}_ids" not in splits[TRAIN][0]:
             raise DataError(f"{objective.name} needs a column {side!r}, which these data do not have")
     supervised = splits[TRAIN]
     if texts.supervised is not None and recipe.sft is not None:

@@ -44,9 +44,9 @@ class TextWorld:
         classes = self._rng("lm supervised classes").integers(self.world.grammar.n_classes, size=n)
         tokens = self._draw(classes, "lm supervised")
         return [
-            ResponseSet(i, self.text.prompt(c), (self._say(tokens[i], c),), 0)
+            ResponseSet(i, self.text.prompt(c), (self.say(tokens[i], c),), 0)
             for i, c in enumerate(classes.tolist())
-            if self._ends(tokens[i])
+            if self.ends(tokens[i])
         ]
 
     def pairs(self, n: int, purpose: str, *, ranked_by: str = "gold") -> Preferences:
@@ -68,8 +68,8 @@ class TextWorld:
         for i, c in enumerate(classes.tolist()):
             ends = int(by_prompt[i].argmax()), int(by_prompt[i].argmin())
             both = [tokens[i * options.n_candidates + end] for end in ends]
-            good, bad = (self._say(each, c) for each in both)
-            if not all(self._ends(each) for each in both):
+            good, bad = (self.say(each, c) for each in both)
+            if not all(self.ends(each) for each in both):
                 left_out["cut off at the length limit"] += 1
             elif good == bad:
                 left_out["one text"] += 1
@@ -101,10 +101,11 @@ class TextWorld:
     def _rng(self, *purpose: str) -> np.random.Generator:
         return self.world.streams.generators(*purpose)[0]
 
-    def _ends(self, tokens: IntArray) -> bool:
+    def ends(self, tokens: IntArray) -> bool:
+        """Whether a response was not cut off at the length limit."""
         return bool((tokens == self.world.grammar.eos).any())
 
-    def _say(self, tokens: IntArray, prompt_class: int) -> str:
+    def say(self, tokens: IntArray, prompt_class: int) -> str:
         """The response with the space that parts it from its prompt; nothing at all for an empty one."""
         words = self.text.render(tokens[tokens != PAD], prompt_class=prompt_class)
         return f" {words}" if words else ""

@@ -31,7 +31,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "data.ranked_by: in a loop the section ranking": (
         {"data": {**BASE["data"], "ranked_by": "proxy"}}, "ranked_by",
     ),
-    "model.lora: a loop trains and merges whole": ({"model": {"name": "m", "lora": {}}, "tokenizer": {}}, "lora"),
+    "model.lora.blocks: a loop adapts all blocks": (
+        {"model": {"name": "m", "lora": {"blocks": 1}}, "tokenizer": {}}, "blocks",
+    ),
     "algorithm.options.round: unknown key 'round'": (
         {"algorithm": {"name": "tpmm", "options": {"round": 2}}}, "round",
     ),

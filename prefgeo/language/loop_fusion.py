@@ -1,0 +1,152 @@
+"""WRPO's prompts with what source models answered: writers of a world, language models, or recorded responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bandits.errors import SimulationError
+from llm_backend.data import (
+    Candidate,
+    DataError,
+    FusionPrompt,
+    load_records,
+    mmlu_fusion,
+    questions_from_records,
+    split_questions,
+)
+from llm_backend.data.hashing import digest, uniform
+from llm_backend.data.rows import Content
+from llm_backend.generation import ModelGenerator
+from llm_backend.loops import CandidateSource, PolicyStore, StoredPolicy
+from llm_backend.loops.store import key_of
+from llm_backend.models import load_model
+from llm_backend.ranking import Ranker, checked_scores
+from llm_backend.tokenizers import load_tokenizer
+from prefgeo.language.data import LanguageTexts, find_source
+from prefgeo.language.loop_spec import SourceModel
+from prefgeo.language.loop_world import Writer
+from prefgeo.language.recipe import LanguageRecipe
+from prefgeo.language.world_text import TextWorld
+from prefgeo.yaml_reading import Fault
+
+KEPT = "draws/sources"
+
+
+@dataclass(frozen=True)
+class FusionPrompts:
+    """``supervised``: for fine-tuning; ``preferences``: for pairs. ``recorded``: with the target's responses too."""
+
+    supervised: Sequence[FusionPrompt]
+    preferences: Sequence[FusionPrompt]
+    recorded: bool
+
+
+@dataclass(frozen=True)
+class FusionParts:
+    """What source models need to answer the prompts of a loop."""
+
+    recipe: LanguageRecipe
+    texts: LanguageTexts
+    fault: Fault
+    home: Path
+
+    def prompts(self, candidates: CandidateSource, store: PolicyStore, base: StoredPolicy) -> FusionPrompts:
+        """The prompts of both stages. Raises ``UsageError`` for sources that cannot be read or do not fit."""
+        spec, seed = self.recipe.sources, self.recipe.seed
+        assert spec is not None
+        if any(each.responses is not None for each in spec.models):
+            everything = self._recorded(spec.models)
+        else:
+            asked = candidates.prompts.prompts(1, candidates.n_prompts, generator=_Nobody(), seed=seed).prompts
+            everything = self._answered(asked, spec.models, candidates, store, base)
+        tuned = [uniform("supervised part", seed, place) < spec.supervised_share for place in range(len(everything))]
+        return FusionPrompts(
+            [each for each, first in zip(everything, tuned, strict=True) if first],
+            [each for each, first in zip(everything, tuned, strict=True) if not first],
+            any(each.target for each in spec.models),
+        )
+
+    def _recorded(self, models: Sequence[SourceModel]) -> list[FusionPrompt]:
+        """Training questions of MMLU-Pro with recorded responses, a right answer being worth 1."""
+        data, sides = self.recipe.data, ({}, {})  # type: tuple[Any, tuple[dict[str, Any], dict[str, Any]]]
+        for place, each in enumerate(models):
+            if each.responses is None:
+                raise self.fault(
+                    ("sources", "models", place), "recorded and writing sources do not mix; give responses"
+                )
+            try:
+                sides[each.target][each.name] = load_records(find_source(each.responses, self.home))
+            except DataError as problem:
+                raise self.fault(("sources", "models", place, "responses"), str(problem)) from None
+        path = str(find_source(str(data.path), self.home))
+        parts = split_questions(
+            questions_from_records(load_records(path, split=data.split), path),
+            test_fraction=data.test_fraction, out_of_domain=data.out_of_domain, seed=self.recipe.seed,
+        )  # fmt: skip
+        try:
+            found = mmlu_fusion(parts.train, *sides, answer=data.options.get("answer", "letter_text"))
+        except DataError as problem:
+            raise self.fault(("sources",), str(problem)) from None
+        return found if self.recipe.prompts is None else found[: self.recipe.prompts.per_round]
+
+    def _answered(
+        self,
+        prompts: Sequence[Content],
+        models: Sequence[SourceModel],
+        candidates: CandidateSource,
+        store: PolicyStore,
+        base: StoredPolicy,
+    ) -> list[FusionPrompt]:
+        """Every source's N responses to every prompt, scored by the recipe's ranker; kept in the store."""
+        ranker = candidates.ranker(store, base)
+        answers: list[list[Candidate]] = [[] for _ in prompts]
+        for place, model in enumerate(models):
+            said = self._say(place, model, [str(prompt) for prompt in prompts], candidates, store)
+            for mine, prompt, texts in zip(answers, prompts, said, strict=True):
+                mine += _scored(ranker, model.name, prompt, texts)
+        return [FusionPrompt(prompt, tuple(mine), ()) for prompt, mine in zip(prompts, answers, strict=True)]
+
+    def _say(
+        self, place: int, model: SourceModel, prompts: Sequence[str], candidates: CandidateSource, store: PolicyStore
+    ) -> list[list[str]]:
+        n, seed = candidates.sampling.candidates, self.recipe.seed
+        if model.style is not None:
+            assert self.texts.world is not None  # checked with the recipe
+            return check_writer(self.texts.world, model, place, self.fault).responses(prompts, n)
+        key = key_of(model=model.model_dump(), prompts=digest(*prompts).hex(), n=n, seed=seed)
+        known = store.recall(KEPT, key)
+        if known is None:
+            path = str(find_source(str(model.path), self.home))
+            opened = load_model(path, dtype=self.recipe.model.dtype, attention=self.recipe.model.attention)
+            opened.to(store.device)  # type: ignore[arg-type]  # transformers types it as a function of a model
+            writer = ModelGenerator(opened, load_tokenizer(path))
+            written = writer.generate(prompts, candidates.sampling, seed=seed)
+            known = {"said": [[each.text for each in several if each.finished] for several in written]}
+            store.remember(KEPT, key, known)
+        found: list[list[str]] = known["said"]
+        return found
+
+
+def check_writer(world: TextWorld, model: SourceModel, place: int, fault: Fault) -> Writer:
+    """The writer of a source. Raises ``UsageError`` for a style or a mark that the world does not have."""
+    try:
+        return Writer(world, model.name, model.style or {}, model.mark)
+    except SimulationError as problem:
+        raise fault(("sources", "models", place, *getattr(problem, "place", ())), str(problem)) from None
+
+
+class _Nobody:
+    """No model writes prompts here: they are the world's, or those of the data."""
+
+    def generate(self, *given: Any, **named: Any) -> Any:
+        raise NotImplementedError
+
+
+def _scored(ranker: Ranker, name: str, prompt: Content, texts: Sequence[str]) -> list[Candidate]:
+    if not texts:
+        return []
+    (scores,) = checked_scores(ranker, [prompt], [list(texts)]).tolist()
+    return [Candidate(name, text, score) for text, score in zip(texts, scores, strict=True) if score == score]
