@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llm_backend.merging.errors import MergeError
-from llm_backend.merging.merge import MergeReport, merge_folders
+from llm_backend.merging.merge import merge_folders
+from llm_backend.merging.report import MergeReport
 
 __all__ = ["MergeError", "MergeReport", "merge_folders"]

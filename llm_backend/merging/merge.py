@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from llm_backend.merging.agreement import check_agreement
 from llm_backend.merging.errors import MergeError
-from llm_backend.merging.folders import ModelFolder, open_folder
-from llm_backend.merging.plan import plan_tensors
-from llm_backend.merging.shards import Shard, ShardWriter, divide, write_index
+from llm_backend.merging.folders import open_folder
+from llm_backend.merging.kinds import Progress, Wishes, merge_adapters, merge_into_base, merge_models
+from llm_backend.merging.report import RECORD, MergeReport, write_json
 from llm_backend.merging.streaming import BlockReader
 from llm_backend.merging.target import check_target, new_folder
-from llm_backend.merging.weighted_sum import WeightedSum, checked_weights
+from llm_backend.merging.weighted_sum import checked_weights
 from llm_backend.models import DTYPES
-
-RECORD = "merge.json"
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge read and wrote. ``inputs`` are the folders with the SHA-256 of each of their files of weights."""
-
-    out: Path
-    weights: tuple[float, ...]
-    inputs: tuple[tuple[Path, dict[str, str | None]], ...]
-    kind: str  # "model" or "adapter"
-    n_tensors: int
-    n_parameters: int
-    dtypes: tuple[str, ...]
-    ties: dict[str, str]  # names that were stored twice: name -> the one that stays
-    bytes_read: int
-    bytes_written: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is written to merge.json, with the versions of the packages."""
-        inputs = [
-            {"path": str(path), "weight": weight, "sha256": digests}
-            for (path, digests), weight in zip(self.inputs, self.weights, strict=True)
-        ]
-        numbers = {name: getattr(self, name) for name in ("kind", "n_tensors", "n_parameters", "ties")}
-        numbers |= {"dtypes": list(self.dtypes), "bytes_read": self.bytes_read, "bytes_written": self.bytes_written}
-        return {"inputs": inputs, **numbers, "versions": versions()}
 
 
 def merge_folders(
@@ -57,24 +26,28 @@ def merge_folders(
     out: str | Path,
     *,
     dtype: str | None = None,
+    base: str | Path | None = None,
     overwrite: bool = False,
     extrapolate: bool = False,
     max_shard_bytes: int | None = None,
     hashed: bool = True,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> MergeReport:
     """The model whose parameters are sum_t w_t theta_t, as a folder that transformers loads.
 
     Sums are taken in float32 (float64 where an input or the result is float64), whatever the models are stored in; the
     result has the inputs' dtype, or ``dtype``. Tied weights are merged and written once. Tokenizer and configuration
-    are the first model's. ``progress`` is called with bytes done and bytes in all. ``merge.json`` in the folder says
-    what was merged, with the hashes of the inputs' weights unless ``hashed`` is off.
+    are the first model's, and the files of weights are divided as the first model's, or by ``max_shard_bytes``.
+    LoRA adapters become one adapter whose rank is the sum of theirs, exactly; or, with their ``base``, a whole model.
+    ``merge.json`` in the folder says what was merged, with the SHA-256 of the inputs' files unless ``hashed`` is off.
     Source: TPMM-DPO, Eqs. 4, 5 and 7.
 
-    Raises: MergeError for models that do not fit together, weights that do not sum to 1, files that are missing or
-    damaged, ``out`` that exists or is an input, and a full disk. The inputs are never written to.
+    Raises: MergeError for models that do not fit together, weights that do not sum to 1 (or negative ones without
+    ``extrapolate``), files that are missing or damaged, ``out`` that exists (without ``overwrite``) or is an input, and
+    a full disk. The inputs are never written to, and ``out`` is there completely or not at all.
     """
     paths, target = [Path(folder) for folder in folders], Path(out)
+    root = None if base is None else Path(base)
     if not paths:
         raise MergeError("a merge needs at least one model, got none")
     if dtype is not None and dtype not in DTYPES:
@@ -82,94 +55,38 @@ def merge_folders(
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise MergeError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
     values = checked_weights(weights, len(paths), extrapolate=extrapolate)
-    check_target(target, paths, overwrite=overwrite)
+    check_target(target, [*paths, *([] if root is None else [root])], overwrite=overwrite)
     opened = [open_folder(path) for path in paths]
     check_agreement(opened)
-    if opened[0].is_adapter:
-        raise MergeError("adapters cannot be merged yet")
-    return _merge_models(opened, values, target, DTYPES[dtype] if dtype else None, max_shard_bytes, hashed, progress)
-
-
-def _merge_models(
-    opened: Sequence[ModelFolder],
-    weights: tuple[float, ...],
-    out: Path,
-    dtype: torch.dtype | None,
-    max_shard_bytes: int | None,
-    hashed: bool,
-    progress: Callable[[int, int], object] | None,
-) -> MergeReport:
-    plans, ties = plan_tensors(opened, dtype)
-    shards = divide(plans, opened[0], max_shard_bytes)
-    total = sum(plan.n_bytes for plan in plans)
-    _check_room(out, total)
-    sum_up = WeightedSum(weights)
+    wishes = Wishes(DTYPES[dtype] if dtype else None, max_shard_bytes, progress)
+    if root is not None:
+        if not opened[0].is_adapter:
+            raise MergeError(f"a base is for adapters, but {paths[0]} is a whole model; leave the base out")
+        opened = [*opened, open_folder(root)]
+        size, write = merge_into_base(opened[-1], opened[:-1], values, wishes)
+    else:
+        size, write = (merge_adapters if opened[0].is_adapter else merge_models)(opened, values, wishes)
+    _check_room(target, size)
+    used = [t for t, value in enumerate(values) if value != 0.0]
     files = [file for folder in opened for file in folder.files]
-    with new_folder(out) as part, BlockReader(files, sum_up.used, hashed=hashed) as reader:
-        done = sum(
-            _write_shard(shard, part, opened[0], reader, sum_up, progress and _shifted(progress, shards, number, total))
-            for number, shard in enumerate(shards)
-        )
-        write_index(shards, part, opened[0])
-        copy_beside(opened[0], part, dtype)
+    with _one_thread(), new_folder(target) as part, BlockReader(files, used, hashed=hashed) as reader:
+        found = write(part, reader)
         digests = reader.digests()
-        report = MergeReport(
-            out, weights, tuple((each.path, {file.name: digests[file] for file in each.files}) for each in opened),
-            "model", len(plans), sum(plan.places[0].n_values for plan in plans),
-            tuple(sorted({str(plan.dtype).removeprefix("torch.") for plan in plans})), ties,
-            sum(opened[t].n_bytes for t in sum_up.used), done,
-        )  # fmt: skip
+        hashes = tuple({file.name: digests[file] for file in folder.files} for folder in opened)
+        report = MergeReport(target, tuple(paths), values, root, hashes, found)
         write_json(part / RECORD, report.to_json())
     return report
 
 
-def _write_shard(
-    shard: Shard,
-    part: Path,
-    first: ModelFolder,
-    reader: BlockReader,
-    sum_up: WeightedSum,
-    progress: Callable[[int], object] | None,
-) -> int:
-    with ShardWriter(shard, part, first.metadata) as writer:
-        for plan, values in reader.blocks(shard.plans):
-            writer.add(sum_up(values, plan))
-            if progress is not None:
-                progress(writer.written)
-        return writer.written
-
-
-def _shifted(
-    progress: Callable[[int, int], object], shards: Sequence[Shard], number: int, total: int
-) -> Callable[[int], object]:
-    before = sum(plan.n_bytes for shard in shards[:number] for plan in shard.plans)
-    return lambda written: progress(min(before + written, total), total)
-
-
-def copy_beside(first: ModelFolder, part: Path, dtype: torch.dtype | None) -> None:
-    """Configuration, tokenizer and templates of the first model; config.json states the dtype that was chosen."""
-    for path in first.beside():
-        shutil.copyfile(path, part / path.name)
-    if dtype is not None and (part / "config.json").is_file():
-        config = dict(first.config)
-        name = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        write_json(part / "config.json", config | {name: str(dtype).removeprefix("torch.")})
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """A JSON file with floats that read back exactly."""
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that a merge is made with."""
-    found = {}
-    for name in ("prefgeo", "torch", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Blocks fit into one core's cache, and reading and hashing want the other cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_room(out: Path, size: int) -> None:

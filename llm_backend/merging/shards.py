@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +18,28 @@ from llm_backend.merging.plan import TensorPlan
 from llm_backend.merging.tensor_files import NAMES
 
 
+class Entry(Protocol):
+    """A tensor to write."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+
+Plan = TypeVar("Plan", bound=Entry)
+
+
 @dataclass(frozen=True)
-class Shard:
+class Shard(Generic[Plan]):
     """A file to write, and its tensors in the order of their bytes."""
 
     name: str
-    plans: tuple[TensorPlan, ...]
+    plans: tuple[Plan, ...]
 
     def header(self, metadata: Mapping[str, str]) -> bytes:
         """Length and JSON, padded to whole words."""
@@ -38,13 +54,13 @@ class Shard:
         return len(text).to_bytes(8, "little") + text
 
 
-def divide(plans: Sequence[TensorPlan], first: ModelFolder, max_bytes: int | None) -> list[Shard]:
+def divide(plans: Sequence[TensorPlan], first: ModelFolder, max_bytes: int | None) -> list[Shard[TensorPlan]]:
     """The files of the first input again, or files of at most ``max_bytes`` (more only where one tensor is larger)."""
     if max_bytes is None:
         groups: dict[str, list[TensorPlan]] = {}
         for plan in plans:
             groups.setdefault(plan.places[0].file.name, []).append(plan)
-        return [Shard(name, _aligned(group)) for name, group in groups.items()]
+        return [Shard(name, aligned(group)) for name, group in groups.items()]
     cut: list[list[TensorPlan]] = []
     size = 0
     for plan in plans:
@@ -54,12 +70,12 @@ def divide(plans: Sequence[TensorPlan], first: ModelFolder, max_bytes: int | Non
         cut[-1].append(plan)
         size += plan.n_bytes
     if len(cut) == 1:
-        return [Shard(MODEL, _aligned(cut[0]))]
+        return [Shard(MODEL, aligned(cut[0]))]
     total = len(cut)
-    return [Shard(f"model-{i:05d}-of-{total:05d}.safetensors", _aligned(group)) for i, group in enumerate(cut, 1)]
+    return [Shard(f"model-{i:05d}-of-{total:05d}.safetensors", aligned(group)) for i, group in enumerate(cut, 1)]
 
 
-def write_index(shards: Sequence[Shard], folder: Path, first: ModelFolder) -> None:
+def write_index(shards: Sequence[Shard[TensorPlan]], folder: Path, first: ModelFolder) -> None:
     """The table of names where there are several files, or the first input has one."""
     if len(shards) == 1 and shards[0].name == MODEL:
         return
@@ -73,7 +89,7 @@ def write_index(shards: Sequence[Shard], folder: Path, first: ModelFolder) -> No
 class ShardWriter:
     """Writes blocks one after the other, exactly as a shard's header says."""
 
-    def __init__(self, shard: Shard, folder: Path, metadata: Mapping[str, str]) -> None:
+    def __init__(self, shard: Shard[Any], folder: Path, metadata: Mapping[str, str]) -> None:
         self._descriptor = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         self.written = 0
         self._write(memoryview(shard.header(metadata)))
@@ -98,6 +114,6 @@ class ShardWriter:
         os.close(self._descriptor)
 
 
-def _aligned(plans: Sequence[TensorPlan]) -> tuple[TensorPlan, ...]:
+def aligned(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     """Wide dtypes first, as the format's own writer does it, so that every tensor begins at a multiple of its size."""
     return tuple(sorted(plans, key=lambda plan: -plan.dtype.itemsize))

@@ -21,11 +21,14 @@ WIDEST = 8  # bytes of a value
 
 
 class BlockReader:
-    """Reads the same piece of a tensor from every input that is used, each in a thread of its own."""
+    """Reads the same piece of a tensor from every input that is used, each in a thread of its own.
+
+    ``files`` are all files of weights, open.
+    """
 
     def __init__(self, files: Sequence[Path], used: Sequence[int], *, hashed: bool = True) -> None:
         self._stack = contextlib.ExitStack()
-        self._files = {path: self._stack.enter_context(HashedFile(path, hashed=hashed)) for path in files}
+        self.files = {path: self._stack.enter_context(HashedFile(path, hashed=hashed)) for path in files}
         self._used = tuple(used)
         self._pool = self._stack.enter_context(ThreadPoolExecutor(max(1, len(self._used))))
 
@@ -57,14 +60,14 @@ class BlockReader:
 
     def digests(self) -> dict[Path, str | None]:
         """SHA-256 of every file."""
-        paths = list(self._files)
-        return dict(zip(paths, self._pool.map(lambda path: self._files[path].digest(), paths), strict=True))
+        paths = list(self.files)
+        return dict(zip(paths, self._pool.map(lambda path: self.files[path].digest(), paths), strict=True))
 
     def _read(self, plan: TensorPlan, t: int, start: int, stop: int, room: np.ndarray) -> Tensor:
         place = plan.places[t]
         size = place.dtype.itemsize
         raw = room[: (stop - start) * size]
-        self._files[place.file].read_into(raw.data, place.begin + start * size)
+        self.files[place.file].read_into(raw.data, place.begin + start * size)
         return torch.from_numpy(raw).view(place.dtype)
 
 

@@ -110,6 +110,8 @@ class HashedFile:
 
     def read_into(self, target: memoryview, begin: int) -> None:
         """Fill ``target`` with the bytes from ``begin`` on. Raises MergeError where the file ends before."""
+        if self._hashed < begin <= self._hashed + CATCH_UP:
+            self.catch_up(begin)  # the header, or a tensor that is not merged
         done = 0
         while done < len(target):
             count = os.preadv(self._descriptor, [target[done:]], begin + done)
