@@ -19,14 +19,15 @@ NAMES = (
     *(f"{model}_{objective}" for model in ("llama31_8b", *SMALL) for objective in OBJECTIVES),
     *(f"{model}_dpo_{part}" for model in SMALL for part in ("lora", "last_block")),
 )
+FROM_SCRATCH = ("mmlu_pro_small", "hh_small")  # run by test_language_recipes_small.py
 BLOCKS = 4
 
 
 def test_the_list_names_every_file() -> None:
-    assert sorted(NAMES) == sorted(path.stem for path in (FOLDER / "lm").iterdir())
+    assert sorted([*NAMES, *FROM_SCRATCH]) == sorted(path.stem for path in (FOLDER / "lm").iterdir())
 
 
-@pytest.mark.parametrize("name", ["quickstart_lm", *(f"lm/{name}" for name in NAMES)])
+@pytest.mark.parametrize("name", ["quickstart_lm", *(f"lm/{name}" for name in (*NAMES, *FROM_SCRATCH))])
 def test_every_recipe_is_right_and_says_where_its_values_are_from(name: str) -> None:
     path = FOLDER / f"{name}.yaml"
     recipe, _ = load_language_recipe(path)

@@ -24,6 +24,7 @@ RECIPES = (
     "prop2_dpo",
 )  # fmt: skip
 SWEEPS = ("e1_noise", "e4_simpo_alpha_dpo", "prop2_baselines")
+LANGUAGE_SWEEPS = ("mmlu_pro_small", "mmlu_pro_small_lora", "hh_small")  # run by test_language_recipes_small.py
 TINY: dict[str, dict[str, Any]] = {
     "e1": {"n_prompts": 15, "n_arms": 4},
     "e2": {"n_prompts": 15, "n_arms": 4},
@@ -207,7 +208,7 @@ def test_a_problem_that_cannot_be_trained_is_told(tmp_path: Path) -> None:
 def test_the_lists_name_every_file() -> None:
     files = [path for path in FOLDER.iterdir() if path.is_file() and not is_language_recipe(path)]
     assert sorted(RECIPES) == sorted(path.stem for path in files)
-    assert sorted(SWEEPS) == sorted(path.stem for path in (FOLDER / "sweeps").iterdir())
+    assert sorted([*SWEEPS, *LANGUAGE_SWEEPS]) == sorted(path.stem for path in (FOLDER / "sweeps").iterdir())
 
 
 def is_sourced(line: str) -> bool:
@@ -216,7 +217,7 @@ def is_sourced(line: str) -> bool:
     return "#" in line or not re.search(r"\d", value.replace("e1", "").replace("prop2", "").replace("dpo", ""))
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *(f"sweeps/{name}" for name in SWEEPS)])
+@pytest.mark.parametrize("name", [*RECIPES, *(f"sweeps/{name}" for name in (*SWEEPS, *LANGUAGE_SWEEPS))])
 def test_every_value_has_its_source(name: str) -> None:
     parent_comment = False
     for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
