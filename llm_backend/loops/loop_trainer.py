@@ -55,7 +55,8 @@ class LoopTrainer(ResponseTrainer):
         if checkpoint is None or int(checkpoint.name.rpartition("-")[2]) < self.args.max_steps:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return
-        check_resume(checkpoint, self.identity)  # transformers would do one step more, in the midst of an epoch
+        # transformers would do one step more, in the midst of an epoch
+        self.load_extra_state(check_resume(checkpoint, self.identity)["extra"])
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 

@@ -16,7 +16,7 @@ from geometry.safe_write import write_safely
 from llm_backend.evaluation.loading import without_bars
 from llm_backend.log_probs import unwrap
 from llm_backend.loops.errors import StoreError
-from llm_backend.loops.policies import TOKENIZER_FILES, StoredPolicy, folder_digest
+from llm_backend.loops.policies import CONFIG, TOKENIZER_FILES, StoredPolicy, folder_digest
 from llm_backend.models import load_model
 from llm_backend.tokenizers import load_tokenizer
 
@@ -50,7 +50,8 @@ class PolicyStore:
     def add(self, model: Any, tokenizer: Any) -> StoredPolicy:
         """Store a model as it is now; adapters are merged into its weights, in place.
 
-        ``tokenizer`` is one in memory, or a stored policy whose tokenizer files are copied byte by byte.
+        ``tokenizer`` is one in memory, or the stored policy that the model was trained from: then tokenizer and
+        configuration are copied from it byte by byte, and do not keep what training set for itself.
         Raises: StoreError for adapters on weights in half precision, where most of the sum would be rounded away.
         """
         if hasattr(model, "merge_and_unload"):
@@ -64,7 +65,7 @@ class PolicyStore:
         with without_bars():
             model.save_pretrained(part)
         if isinstance(tokenizer, StoredPolicy):
-            copy_tokenizer(tokenizer.path, part)
+            copy_documents(tokenizer.path, part)
         else:
             tokenizer.save_pretrained(part)
         return self.adopt(part)
@@ -201,9 +202,9 @@ def key_of(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer files of a model folder, byte by byte."""
-    for name in TOKENIZER_FILES:
+def copy_documents(source: Path, target: Path) -> None:
+    """Configuration and tokenizer of a model folder, byte by byte."""
+    for name in (CONFIG, "generation_config.json", *TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
