@@ -29,7 +29,8 @@ class DimensionReport:
     ``rank`` of A W; ``nullity`` = m - rank; ``margin_dimension`` = m - components of the comparison graph, the
     dimension of all margins; ``reachable`` that of the margins which delta can make alone; ``level_rank`` = rank A W C,
     C the indicators of components: the directions in which levels of delta that no comparison sees can move theta.
-    ``n_sampled``: from how many of the variables the bounds were made, where not from all.
+    ``n_sampled``: from how many of the variables the bounds were made, where not from all. ``n_active``: parameters
+    that any score depends on (of LoRA one half: the other is multiplied by zeros at the start), where counted.
     """
 
     n_slots: int
@@ -39,6 +40,12 @@ class DimensionReport:
     rank: Bounds
     level_rank: Bounds
     n_sampled: int | None = None
+    n_active: int | None = None
+
+    @property
+    def n_scored(self) -> int:
+        """Parameters that bound the rank."""
+        return self.n_parameters if self.n_active is None else self.n_active
 
     @property
     def nullity(self) -> Bounds:
@@ -85,7 +92,7 @@ class DimensionReport:
                 f"undecided: delta reaches between {self.reachable[0]} and {self.reachable[1]} of {dimension} margin "
                 "dimensions (0: equals DPO; all: theta unidentified); count more of them"
             )
-            if self.n_parameters >= self.n_slots:
+            if self.n_scored >= self.n_slots:
                 found[-1] += "; scores in general position, at least one parameter a variable: it equals DPO"
         if self.level_rank[0] > 0:
             found.append(
@@ -98,22 +105,19 @@ class DimensionReport:
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON."""
-        bounds = {
-            "rank": self.rank,
-            "nullity": self.nullity,
-            "reachable": self.reachable,
-            "level_rank": self.level_rank,
-        }
+        bounds = {name: list(getattr(self, name)) for name in ("rank", "nullity", "reachable", "level_rank")}
         counts = {"variables": self.n_slots, "parameters": self.n_parameters, "components": self.n_components}
-        sampled = {} if self.n_sampled is None else {"sampled": self.n_sampled}
-        return {
-            **counts, **sampled, **{name: list(pair) for name, pair in bounds.items()},
-            "margin_dimension": self.margin_dimension, "verdict": self.verdict, "warnings": list(self.warnings),
-        }  # fmt: skip
+        rest = {"sampled": self.n_sampled, "active_parameters": self.n_active}
+        told = {"margin_dimension": self.margin_dimension, "verdict": self.verdict, "warnings": list(self.warnings)}
+        return counts | {name: value for name, value in rest.items() if value is not None} | bounds | told
+
+    @property
+    def _active(self) -> str:
+        return "" if self.n_scored == self.n_parameters else f"{self.n_scored} of them with scores, "
 
     def __str__(self) -> str:
         head = (
-            f"AuxDPO: {self.n_slots} auxiliary variables, {self.n_parameters} trainable parameters, rank "
+            f"AuxDPO: {self.n_slots} auxiliary variables, {self.n_parameters} trainable parameters, {self._active}rank "
             f"{_text(self.rank)}, nullity {_text(self.nullity)}, reachable margins {_text(self.reachable)} of "
             f"{self.margin_dimension}: {self.verdict}"
         )

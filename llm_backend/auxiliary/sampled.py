@@ -14,31 +14,37 @@ from llm_backend.auxiliary.slots import Slots
 
 Gradients = Callable[[Tensor], Iterable[Direction]]
 """slots (k,) -> the score g of each, one at a time."""
-SURPLUS = 64  # dimensions of the sketch beyond the number of scores in it
+HASHES = 2  # numbers that each coordinate is added to: two coordinates that share one hardly ever share both
 
 
 class Sketch:
-    """S^T g for a fixed random S (d, p): each coordinate is added to one of p numbers, with a random sign.
+    """S^T g for a fixed random S (d, ``HASHES`` p): a coordinate goes into one of p numbers, with a random sign, twice.
 
-    A rank never grows by it, and with p above the rank it is kept with high probability.
-    Source: Charikar, Chen and Farach-Colton 2004 (CountSketch); Woodruff 2014, arXiv:1411.4357, Sec. 2.
+    With d <= p nothing is added up: the coordinates themselves. A rank never grows by S, and with p twice the rank or
+    more it is kept with high probability.
+    Source: Nelson and Nguyen 2013, arXiv:1211.1002 (OSNAP); Woodruff 2014, arXiv:1411.4357, Sec. 2.
     """
 
     def __init__(self, parameters: Direction, size: int, *, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.size = size
-        self._place: Direction = {}
+        self.size, self._place = size, dict[str, list[Tensor]]()
+        if sum(value.numel() for value in parameters.values()) <= size:
+            return
         for name, value in parameters.items():
-            place = torch.randint(2 * size, (value.numel(),), generator=generator, dtype=torch.int32)
-            self._place[name] = place.to(value.device)
+            drawn = (
+                torch.randint(2 * size, (value.numel(),), generator=generator, dtype=torch.int32) for _ in range(HASHES)
+            )
+            self._place[name] = [place.to(value.device) for place in drawn]
 
     def __call__(self, direction: Direction) -> Tensor:
-        """(p,) on the CPU."""
+        """A vector on the CPU."""
+        if not self._place:
+            return torch.cat([value.flatten() for value in direction.values()]).cpu()
         parts = []
-        for name, place in self._place.items():
+        for name, places in self._place.items():
             value = direction[name].flatten()
-            both = value.new_zeros(2 * self.size).index_add_(0, place, value)
-            parts.append((both[: self.size] - both[self.size :]).cpu())
+            both = torch.stack([value.new_zeros(2 * self.size).index_add_(0, place, value) for place in places])
+            parts.append((both[:, : self.size] - both[:, self.size :]).flatten().cpu())
         return torch.stack(parts).sum(dim=0)
 
 
@@ -63,8 +69,14 @@ def sampled_dimensions(
         raise AuxiliaryError(f"a sample of dimensions needs at least 2 responses, got {most}")
     chosen = _sample(slots, most, seed)
     d, m, n_prompts = sum(value.numel() for value in parameters.values()), slots.size, int(slots.prompt.max()) + 1
-    sketch = Sketch(parameters, min(d, chosen.numel() + SURPLUS), seed=seed)
-    rows = torch.stack([sketch(each) for each in gradients(chosen)])
+    sketch = Sketch(parameters, 2 * chosen.numel() + 64, seed=seed)
+    active = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in parameters.items()}
+    images = []
+    for each in gradients(chosen):
+        images.append(sketch(each))
+        for name, value in each.items():
+            active[name] |= value != 0
+    rows, n_active = torch.stack(images), sum(int(value.sum()) for value in active.values())
     diagonal = weights[chosen].to(rows.dtype)
     size = rows.norm(dim=1, keepdim=True)
     unit = rows[diagonal > 0] / size[diagonal > 0].clamp(min=torch.finfo(rows.dtype).tiny)
@@ -80,7 +92,7 @@ def sampled_dimensions(
     if centred and slots.n_components == n_prompts:
         level_rank = (0, 0)
     unseen = int((slots.count == 0).sum())
-    return DimensionReport(m, d, slots.n_components, unseen, rank, level_rank, n_sampled=chosen.numel())
+    return DimensionReport(m, d, slots.n_components, unseen, rank, level_rank, chosen.numel(), n_active)
 
 
 def _sample(slots: Slots, most: int, seed: int) -> Tensor:

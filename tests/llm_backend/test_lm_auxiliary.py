@@ -8,14 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from llm_backend.auxiliary import AuxiliaryOptions, constraints
 from llm_backend.batching import Collator
 from llm_backend.lm_auxiliary import LMAuxiliary, row_slots
+from llm_backend.lm_fields import pair_batch, score_pairs
 from llm_backend.log_probs import response_log_probs
 from llm_backend.models import new_model, tiny_config
 from llm_backend.reference import Reference
 from llm_backend.response_trainer import RowData, training_arguments
+from llm_backend.slot_responses import PAIR, slot_log_probs
 from llm_backend.trainer import PreferenceTrainer
 from objectives import make_objective
 
@@ -204,3 +207,57 @@ def test_held_out_rows_have_no_delta(tmp_path):
         assert not fields.delta_chosen.any() and not fields.delta_rejected.any()
         assert found["eval_loss"] == pytest.approx(float(wanted), rel=1e-9)
         assert found["eval_rewards/margins"] == pytest.approx(found["eval_dpo_rewards/margins"], rel=1e-9)
+
+
+def soft(row, share):
+    """A pair in both orders, with the weights of a soft label."""
+    swapped = {
+        f"{side}_{part}": row[f"{other}_{part}"] for side, other in (PAIR, PAIR[::-1]) for part in ("ids", "key")
+    }
+    return [{**row, "weight": share}, {**row, **swapped, "weight": 1.0 - share}]
+
+
+def test_dual_and_exact_reach_the_closed_form():
+    """Two trained numbers against 12 deltas with weights D: A D (beta log pi/ref) = A D r, r the tabular reward fitted
+    to the labels. Full batches, gradient descent with momentum."""
+    data = [each for i, row in enumerate(rows()) for each in soft(row, (0.8, 0.6, 0.7)[i % 3] - 0.05 * (i // 3))]
+    found, wanted = {}, None
+    for mode, steps in (("exact", 120), ("dual", 200)):
+        config = tiny_config("gpt2", vocab_size=VOCABULARY, width=2, layers=1, heads=1)
+        model = new_model(config, seed=0, dtype="float64")
+        model.transformer.wte.weight.data.mul_(40.0)  # logits of order 1
+        model.requires_grad_(False)
+        bias = model.transformer.ln_f.bias.requires_grad_(True)
+        reference = Reference.initial(model).log_probs(data)
+        own = {"penalty": 1.4, "dual_every": 40} if mode == "dual" else {}
+        options = AuxiliaryOptions(mode=mode, optimiser="sgd", learning_rate=4.0, momentum=0.8, **own)
+        lm = LMAuxiliary(model, data, options, reference=reference.columns)
+        assert lm.report().reachable == (6, 6) and lm.report().verdict == "partly free"
+        whole, objective = RowData(data, reference.columns), make_objective("auxdpo", beta=2.0)
+        inputs = Collator()([whole[i] for i in range(24)])
+        engine = torch.optim.SGD([bias], lr=1.0, momentum=0.8)
+        for _ in range(steps):
+            batch = pair_batch(objective, score_pairs(model, inputs, objective), inputs, lm.fields(inputs))
+            engine.zero_grad()
+            objective.mean_loss(batch, inputs["weight"]).backward()
+            engine.step()
+            lm.after_step([inputs])
+        every, slots = lm.responses.of(torch.arange(12)), lm.auxiliary.slots
+        with torch.no_grad():
+            log_ratio = slot_log_probs(model, every) - lm.scores.log_probs(every)
+        weighted = lm.scores.rows(every).T * lm.auxiliary.weights
+        found[mode] = weighted @ (2.0 * log_ratio)
+        wanted = weighted @ torch.as_tensor(fitted_rewards(slots))
+    # relative to 0.035; what is left in dual falls with the number of steps (400: 1e-4 of it)
+    torch.testing.assert_close(found["exact"], wanted, rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(found["dual"], wanted, rtol=0.0, atol=2e-3)
+
+
+def fitted_rewards(slots):
+    """The maximum-likelihood rewards of the Bradley-Terry model on the rows, by scipy."""
+    chosen, rejected, weights = slots.chosen.numpy(), slots.rejected.numpy(), slots.row_weights.numpy()
+
+    def loss(reward):
+        return float((weights * np.logaddexp(0.0, reward[rejected] - reward[chosen])).sum())
+
+    return minimize(loss, np.zeros(slots.size), tol=1e-12).x
