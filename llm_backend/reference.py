@@ -161,7 +161,7 @@ def _compute(
     places = list(chosen)
     lengths = np.array([line_length(rows[i], sides, collate.shared) for i in places])
     columns = {f"reference_{side}": np.zeros(len(places)) for side in sides}
-    for batch in _batches(lengths, tokens_per_batch):
+    for batch in batches_by_length(lengths, tokens_per_batch):
         inputs = {name: value.to(device) for name, value in collate([rows[places[i]] for i in batch]).items()}
         for side, value in response_log_probs(model, inputs, sides).log_probs.items():
             columns[f"reference_{side}"][batch] = value.double().cpu().numpy()
@@ -172,7 +172,7 @@ def _compute(
     return columns
 
 
-def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
+def batches_by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
     """Longest first, so that a batch that does not fit into memory shows at once."""
     order = np.argsort(-lengths, kind="stable")
     start = 0

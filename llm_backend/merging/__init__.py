@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llm_backend.merging.errors import MergeError
+from llm_backend.merging.margins import MergedMargins, merged_margins
 from llm_backend.merging.merge import merge_folders
 from llm_backend.merging.report import MergeReport
 
-__all__ = ["MergeError", "MergeReport", "merge_folders"]
+__all__ = ["MergeError", "MergeReport", "MergedMargins", "merge_folders", "merged_margins"]
