@@ -94,7 +94,7 @@ class DimensionReport:
             )
             if self.n_scored >= self.n_slots:
                 found[-1] += "; scores in general position, at least one parameter a variable: it equals DPO"
-        if self.level_rank[0] > 0:
+        if self.level_rank[0] > 0 and self.verdict != EQUALS_DPO:
             found.append(
                 f"theta unidentified along {_text(self.level_rank)} directions: levels of delta that no comparison "
                 "sees move it (unconnected responses, or weights with A W B != 0)"

@@ -33,9 +33,9 @@ class AuxiliarySpec(Section):
     of the dual vector (left out: an epoch; 0: never). ``ridge`` adds ridge |delta|^2. delta moves by ``learning_rate``
     with ``optimiser`` adam or sgd (with ``momentum``), on each ``every``-th step. ``gauge`` (exact) also holds delta's
     mean in each prompt at zero. ``cap`` and ``anti_ridge`` are official_compat's. ``product``: forward-mode
-    derivatives, or a difference of two forward passes (left out: forward wherever attention has it). ``dimensions``
-    says how rank, nullity and reachable margins are counted before training: exact, estimate (from a sample of
-    prompts), skip, or auto (exact where it is cheap).
+    derivatives, or a difference of two forward passes (left out: forward, but not with gradient checkpointing or
+    flash_attention_2, which have none). ``dimensions`` says how rank, nullity and reachable margins are counted before
+    training: exact, estimate (from a sample of prompts), skip, or auto (exact where it is cheap).
     """
 
     mode: Literal["dual", "exact", "batch_penalty", "cross_batch", "official_compat"] = "dual"

@@ -30,7 +30,9 @@ def prepare_auxiliary(
     spec = recipe.auxiliary
     if spec is None or reference is None:
         return None
-    product = spec.product or ("difference" if recipe.model.attention == "flash_attention_2" else "forward")
+    # both have no forward-mode derivatives: blocks that are computed again, and kernels of their own
+    lacking = recipe.training.gradient_checkpointing or recipe.model.attention == "flash_attention_2"
+    product = spec.product or ("difference" if lacking else "forward")
     auxiliary = LMAuxiliary(
         policy, rows, auxiliary_options(spec, objective, moves_in_an_epoch(recipe, len(rows))), tied=spec.tied,
         reference=reference.columns if spec.has_weights else None, product=product, pad_id=pad_id, seed=recipe.seed,

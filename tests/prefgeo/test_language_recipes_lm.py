@@ -14,10 +14,10 @@ from prefgeo.language.recipe import check_language_recipe, load_language_recipe
 from prefgeo.yaml_reading import read_yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
-OBJECTIVES, SMALL = ("dpo", "ipo", "dpop"), ("llama32_1b", "qwen3_06b")
+OBJECTIVES, SMALL = ("dpo", "ipo", "dpop", "auxdpo"), ("llama32_1b", "qwen3_06b")
 NAMES = (
     *(f"{model}_{objective}" for model in ("llama31_8b", *SMALL) for objective in OBJECTIVES),
-    *(f"{model}_dpo_{part}" for model in SMALL for part in ("lora", "last_block")),
+    *(f"{model}_{name}_{part}" for name in ("dpo", "auxdpo") for model in SMALL for part in ("lora", "last_block")),
 )
 FROM_SCRATCH = ("mmlu_pro_small", "hh_small")  # run by test_language_recipes_small.py
 BLOCKS = 4
@@ -71,7 +71,7 @@ def test_every_recipe_runs_with_a_tiny_model(tmp_path: Path, name: str) -> None:
     assert done.result["data"]["train"]["kept"] + after["pairs"]["held_out"]["rows"] == 40
     assert set(after["pairs"]["held_out"]["by_category"]) <= {"math", "law"}
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    at_reference = {"dpo": np.log(2), "ipo": 25.0, "dpop": np.log(2)}[name.split("_")[2]]  # margin 0: (1 / 2 tau)^2
+    at_reference = {"dpo": np.log(2), "ipo": 25.0, "dpop": np.log(2), "auxdpo": np.log(2)}[name.split("_")[2]]  # margin 0: (1 / 2 tau)^2
     assert lines[0]["loss"] == pytest.approx(at_reference, rel=1e-2)  # bfloat16
     assert lines[1]["loss"] != lines[0]["loss"]
     tokenizer = json.loads((tmp_path / "out" / "model" / "tokenizer.json").read_text())
