@@ -22,7 +22,7 @@ def linearised_weights(
     beta: float,
     entropy: float,
     tolerance: float = 1e-4,
-    steps: int = 30,
+    steps: int = 50,
 ) -> MergeWeights:
     """argmin over the simplex of E softplus(-beta m(a)) - entropy * H(a), for margins m that are not linear in a.
 
@@ -46,7 +46,7 @@ def linearised_weights(
     for _ in range(steps if k > 1 else 0):
         target = minimise_on_simplex(_tangent(here, shares), n_runs, k, beta=beta, entropy=entropy).shares
         shares, here = _towards(target, shares, here, margins, beta, entropy)
-        if float(_residual(here, shares, beta, entropy).max()) <= 0.1 * tolerance:
+        if float(_residual(here, shares, beta, entropy).max()) <= tolerance:
             break
     found = _residual(here, shares, beta, entropy)
     if not float(found.max()) <= tolerance:

@@ -69,15 +69,14 @@ def learn_weights(
             k,
             beta=beta,
             entropy=entropy,
-            tolerance=max(tolerance, float(reachable)),
+            tolerance=float(reachable) if tolerance is None else tolerance,
         )
     n_runs = len(backend.merged_margins(policies, data, np.full(k, 1.0 / k))[0])
     found = minimise_on_simplex(
         lambda shares: backend.merged_margins(policies, data, shares), n_runs, k, beta=beta, entropy=entropy
     )
     worst = float(found.residual.max())
-    tolerance = getattr(backend, "weight_tolerance", TOLERANCE) if tolerance is None else tolerance
-    if not worst <= tolerance:
+    if not worst <= (TOLERANCE if tolerance is None else tolerance):
         raise AlgorithmError(
             f"the weights of the merge were not found: KKT residual {worst:.1e}; give more entropy (it is {entropy:g})"
         )
