@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ class RunFolder(Folder):
     """Files of one run."""
 
     what = "run"
-    files = (CONFIG, MANIFEST, METRICS, RESULT, CHECKPOINT, THETA)
+    files: ClassVar[tuple[str, ...]] = (CONFIG, MANIFEST, METRICS, RESULT, CHECKPOINT, THETA)
 
     @classmethod
     def _ours(cls, name: str) -> bool:

@@ -30,7 +30,8 @@ class LoopMeasures:
     ``length`` in tokens, ``cut_off`` (share), ``kl`` to the base policy in nats (where sampled at temperature 1), and
     in a world ``gold`` reward, ``facts``, ``length`` in words and the end, and win rates against the base policy's
     responses to the same prompts by the world's judge, ``lc_win_rate`` without its taste for length. Elsewhere ``gold``
-    is the mean score of the ranker ``gold``. Every model draws with the same random numbers.
+    is the mean score of the ranker ``gold``. ``marked``: the share that begins with one of ``marks``. Every model draws
+    with the same random numbers.
     """
 
     base: Callable[[], Any]
@@ -41,6 +42,7 @@ class LoopMeasures:
     seed: int
     world: TextWorld | None = None
     gold: Ranker | None = None
+    marks: tuple[str, ...] = ()
     _first: dict[str, list[Response]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, model: Any) -> dict[str, float]:
@@ -54,6 +56,9 @@ class LoopMeasures:
         said = self.responses(model)
         found["length"] = float(np.mean([len(each.token_ids) for each in said]))
         found["cut_off"] = float(np.mean([not each.finished for each in said]))
+        if self.marks:
+            begun = [each.text.split()[:1] for each in said]
+            found["marked"] = float(np.mean([bool(words) and words[0] in self.marks for words in begun]))
         if self.sampling.temperature == 1.0 and self.sampling.top_p == 1.0 and self.sampling.top_k == 0:
             found["kl"] = self._kl(model, said)
         if self.world is not None:

@@ -82,8 +82,12 @@ class LoopRun:
         return LoopMeasures(
             base=lambda: store.model(base), tokenizer=self.tokenizer,
             tests={name: self.rows.splits[name] for name in texts.tests}, prompts=prompts, sampling=sampling,
-            seed=recipe.seed, world=texts.world, gold=gold_ranker(recipe, texts),
+            seed=recipe.seed, world=texts.world, gold=gold_ranker(recipe, texts), marks=self._marks(),
         )  # fmt: skip
+
+    def _marks(self) -> tuple[str, ...]:
+        models = self.recipe.sources.models if self.recipe.sources else []
+        return tuple(each.mark for each in models if each.mark is not None)
 
     def _store(self) -> PolicyStore:
         spec = self.recipe.model

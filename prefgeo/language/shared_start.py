@@ -16,12 +16,15 @@ from prefgeo.run_folder import CONFIG, MANIFEST, METRICS
 DECIDING = ("tokenizer", "data", "sft", "evaluate", "seed", "backend", "inputs", "data_fingerprints")
 """The sections that decide the stages before preference training; of the model, all but what is then trained."""
 LATER = ("trainable", "lora")
+FLIPS = ("flip", "flip_mode")
+"""What they turn around before a run begins is in the fingerprints; a loop turns labels around later."""
 
 
 def start_key(config: Mapping[str, Any], seed: int | None = None) -> str:
     """A hash of all that decides the stages before preference training."""
     model = {name: value for name, value in config["model"].items() if name not in LATER}
     deciding = {name: config.get(name) for name in DECIDING}
+    deciding["data"] = {name: value for name, value in config["data"].items() if name not in FLIPS}
     return digest(deciding | {"model": model} | ({} if seed is None else {"seed": seed}))
 
 
