@@ -252,7 +252,9 @@ def test_no_block_of_tokens_times_vocabulary_is_kept():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         token_log_probs(hidden, weight, None, torch.zeros(n, dtype=torch.long)).log_prob.sum()
     assert max(kept) <= max(n, vocabulary) * width
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         token_log_probs(hidden, weight, None, torch.zeros(n, dtype=torch.long), chunk_elements=2**16).log_prob.sum()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest <= 4 * 2 * 2**16 + 4 * n * width  # bytes: a chunk, and what logsumexp takes beside it
