@@ -24,7 +24,10 @@ RECIPES = (
     "prop2_dpo",
 )  # fmt: skip
 SWEEPS = ("e1_noise", "e4_simpo_alpha_dpo", "prop2_baselines")
-LANGUAGE_SWEEPS = ("mmlu_pro_small", "mmlu_pro_small_lora", "hh_small")  # run by test_language_recipes_small.py
+LANGUAGE_SWEEPS = (  # run by test_language_recipes_small.py, those of real models by test_language_recipes_lm.py
+    *("mmlu_pro_small", "mmlu_pro_small_lora", "hh_small"),
+    *("llama32_1b_blocks", "llama32_1b_data"),
+)
 TINY: dict[str, dict[str, Any]] = {
     "e1": {"n_prompts": 15, "n_arms": 4},
     "e2": {"n_prompts": 15, "n_arms": 4},
