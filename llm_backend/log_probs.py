@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llm_backend.batching import PADDING, Collator
 from llm_backend.errors import ModelError
 from llm_backend.head import token_log_probs
+from llm_backend.lean_blocks import lean_blocks
 from llm_backend.packed_attention import packed_attention
 from llm_backend.sequential_kl import HeadInput, token_kls
 
@@ -105,13 +106,15 @@ def at_places(model: nn.Module, batch: Mapping[str, Tensor], function: HeadFunct
     found: list[Tensor] = []
 
     def instead(hidden: Tensor) -> Tensor:
-        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch["places"])
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        rows = rows if at_end else rows.index_select(0, batch["places"])
         found.append(function(rows, head.weight, head.bias))
         return found[-1]
 
     packed = "spans" in batch
     attention = packed_attention(causal, batch["spans"]) if packed else contextlib.nullcontext()
-    with _replaced_forward(head, instead), attention:
+    blocks = lean_blocks(causal, batch["places"]) if packed else contextlib.nullcontext(False)
+    with _replaced_forward(head, instead), attention, blocks as at_end:
         model(
             input_ids=batch["input_ids"],
             attention_mask=None if packed else attention_mask(batch["segments"], causal.dtype),

@@ -26,8 +26,12 @@ class _Plan:
     def __init__(self, spans: list[list[int]], dtype: torch.dtype, device: torch.device) -> None:
         self.spans = spans
         self.pieces = [length for span in spans for length in span]
+        self.answers = [length for span in spans for length in span[1:]]
         self.masks = {
-            (length, span[0]): _response_mask(length, span[0], dtype, device) for span in spans for length in span[1:]
+            (length, before): _response_mask(length, before, dtype, device)
+            for span in spans
+            for length in span[1:]
+            for before in (span[0], span[0] - 1)
         }
 
 
@@ -64,22 +68,59 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, heads, T, D) -> (1, T, heads, D)."""
+    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+    return attend_tokens(rows[0], rows[1], rows[2], scaling)[None], None
+
+
+def attend_tokens(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Every token over what it sees: (T, heads, D) each, fewer heads in key and value if grouped -> (T, heads, D)."""
+    plan, heads = _plan(), query.shape[1]
+    queries, keys, values = (_pieces(part, plan.pieces, heads) for part in (query, key, value))
+    out, place = [], 0
+    for span in plan.spans:
+        own = slice(place, place + len(span))
+        out += _one_pair(queries[own], keys[own], values[own], plan, scale)
+        place += len(span)
+    return torch.cat(out, dim=2)[0].transpose(0, 1)
+
+
+def attend_places(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """The same where response tokens are predicted: query (N, heads, D) of the batch's ``places``, keys of all tokens.
+
+    The t-th of a response (from 0) is the end of the prompt or the token before, which sees the prompt and t tokens.
+    """
+    plan, heads = _plan(), query.shape[1]
+    queries = _pieces(query, plan.answers, heads)
+    keys, values = (_pieces(part, plan.pieces, heads) for part in (key, value))
+    out, place, answer = [], 0, 0
+    for span in plan.spans:
+        for k, length in enumerate(span[1:], 1):
+            before = (part[place + k][:, :, : length - 1] for part in (keys, values))
+            seen = [torch.cat(both, dim=2) for both in zip((keys[place], values[place]), before, strict=True)]
+            mask = plan.masks[length, span[0] - 1].to(query.dtype)
+            out.append(scaled_dot_product_attention(queries[answer], seen[0], seen[1], attn_mask=mask, scale=scale))
+            answer += 1
+        place += len(span)
+    return torch.cat(out, dim=2)[0].transpose(0, 1)
+
+
+def _plan() -> _Plan:
     plan = _CURRENT.get()
     if plan is None:
         raise RuntimeError(
             "packed attention outside packed_attention(...): recomputation of blocks does not go with it"
         )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    # split, not slices: its backward pass is one concatenation instead of a sum of zero-padded tensors
-    queries, keys, values = (part.split(plan.pieces, dim=2) for part in (query, key, value))
-    out, place = [], 0
-    for span in plan.spans:
-        own = slice(place, place + len(span))
-        out += _one_pair(queries[own], keys[own], values[own], plan, scaling)
-        place += len(span)
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    return plan
+
+
+def _pieces(part: Tensor, lengths: list[int], heads: int) -> tuple[Tensor, ...]:
+    """(T, heads or groups of heads, D) as pieces (1, heads, length, D).
+
+    Split, not slices: its backward pass is one concatenation instead of a sum of zero-padded tensors.
+    """
+    if part.shape[1] != heads:
+        part = part.repeat_interleave(heads // part.shape[1], dim=1)
+    return part.transpose(0, 1)[None].split(lengths, dim=2)
 
 
 def _one_pair(
