@@ -1,0 +1,34 @@
+"""Prompts as plain text, for models that are not given token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llm_backend.data.rows import Content
+
+
+def plain_text(prompt: Content) -> str:
+    """The text itself; the content of a single message of the user; else each message after its role and a colon."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def as_answer(prompt: Content, text: str) -> Content:
+    """A candidate as training has it: text after text, one message of the assistant after messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def fill(template: str, parts: Mapping[str, str]) -> str:
+    """The template with ``{name}`` of each part replaced, each once: braces inside the parts mean nothing.
+
+    >>> fill("Q: {prompt} A: {response}", {"prompt": "{response}?", "response": "yes"})
+    'Q: {response}? A: yes'
+    """
+    pieces, rest = [], template
+    for name, text in sorted(parts.items(), key=lambda part: template.index("{" + part[0] + "}")):
+        before, rest = rest.split("{" + name + "}", 1)
+        pieces += [before, text]
+    return "".join([*pieces, rest])
