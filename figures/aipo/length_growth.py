@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bandits.backend import ExactBackend
-from bandits.worlds.simulated.catalogue import make_simulation, simulated_options
+from figures.aipo._loops import by_iteration, iterated, sequence_world
 from figures.claims import Claim
 from figures.paired import Difference
-from objectives import make_objective
-from prefgeo.algorithms.aipo import aipo
-from prefgeo.algorithms.data_source import DataSource
-from prefgeo.backend import FitPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -44,22 +38,14 @@ def compute(bias: list[float], seeds: int, first_seed: int, rounds: int, n_promp
     length: dict[str, dict[str, np.ndarray]] = {}
     quality: dict[str, dict[str, np.ndarray]] = {}
     for b in bias:
-        given = {"rewards": {"length_bias": b}, "n_prompts": n_prompts}
-        options = simulated_options("e3", given)
-        backend = ExactBackend(make_simulation("e3", list(range(first_seed, first_seed + seeds)), options))
-        plan = FitPlan("adam", partial(_rate, options.learning_rate), epochs=1, batch_size=options.batch_size)
+        runs = range(first_seed, first_seed + seeds)
+        world = sequence_world(runs, rewards={"length_bias": b}, n_prompts=n_prompts)
         length[f"{b:g}"], quality[f"{b:g}"] = {}, {}
         for method, (name, values, _) in METHODS.items():
-            make = partial(make_objective, name, **values)
-            found = aipo(backend, make, rounds=rounds, data=DataSource("candidates"), plan=plan)
-            stages = [found.base_metrics, *(each.metrics for each in found.rounds)]
-            length[f"{b:g}"][method] = np.stack([each["mean_length"] for each in stages])
-            quality[f"{b:g}"][method] = 100.0 * np.stack([each["lc_win_rate"] for each in stages])
+            found = iterated(world, name, values, rounds)
+            length[f"{b:g}"][method] = by_iteration(found, "mean_length")
+            quality[f"{b:g}"][method] = 100.0 * by_iteration(found, "lc_win_rate")
     return {"bias": np.asarray(bias), "length": length, "lc_win_rate": quality}
-
-
-def _rate(value: float, rows: Any) -> float:
-    return value
 
 
 def draw(table: Mapping[str, Any], figure: SubFigure) -> None:

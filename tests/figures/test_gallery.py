@@ -40,6 +40,19 @@ SMALL = {
         {"bias": [0.0, 0.06], "seeds": 3, "rounds": 4, "n_prompts": 300},
         [False, False, False, True, False, False],
     ),
+    "aipo_iterations": (
+        {"bias": [0.0, 0.04], "iterations": [1, 4], "pairs": 800, "seeds": 3},
+        [False, False, False, False, False, True],
+    ),
+    "aipo_frontier": ({"bias": [0.02, 0.06], "seeds": 3, "rounds": 3, "n_prompts": 200}, [False] * 6),
+    "aipo_sources": (
+        {"bias": [0.0, 0.04], "seeds": 3, "pairs": 800, "rounds": 4},
+        [False, True, False, False, False],
+    ),
+    "aipo_agreement": (
+        {"skews": [0.0, 2.0], "seeds": 3, "rounds": 3, "n_prompts": 200},
+        [True, False, True, False, False],
+    ),
     "alpha_dpo_margins": (
         {"alphas": [0.1, 1.0], "noise": [0.0, 0.3], "seeds": 3, "n_prompts": {"e4": 150, "e5": 200}},
         [False] * 6,
