@@ -20,8 +20,8 @@ from prefgeo.sweep_recipes import load_sweep
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = (
-    "e1_dpo", "e1_sdpo", "e1_tpmm", "e1_tr_dpo", "e2_iterative", "e3_aipo", "e3_dpo", "e6_wrpo", "e6_wrpo_two_stage",
-    "prop2_dpo",
+    "e1_dpo", "e1_sdpo", "e1_tpmm", "e1_tr_dpo", "e2_iterative", "e3_aipo", "e3_dpo", "e3_sppo", "e6_wrpo",
+    "e6_wrpo_two_stage", "prop2_dpo",
 )  # fmt: skip
 SWEEPS = ("e1_noise", "e4_simpo_alpha_dpo", "prop2_baselines")
 LANGUAGE_SWEEPS = (  # run by test_language_recipes_small.py, those of real models by test_language_recipes_lm.py
