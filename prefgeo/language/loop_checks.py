@@ -95,7 +95,12 @@ def _check_ranking(recipe: LanguageRecipe, objective: Objective, fault: Fault) -
         )
     if kind == "fixed":
         return
-    ranking_options(recipe, fault)
+    if ranking.win_scale is not None and recipe.pairing.first_round == "data":
+        raise fault(("pairing", "first_round"), "pairs of a dataset have no win rates; leave it out, or win_scale")
+    options = ranking_options(recipe, fault)
+    if getattr(options, "kind", None) == "implicit" and recipe.pairing.first_round != "data":
+        told = "in round 1 the policy is the base, whose implicit rewards are all 0: say pairing: {first_round: data}"
+        raise fault(("ranking",), told)
     known = {"gold": ("world", "mmlu_pro"), "proxy": ("world",)}.get(ranking.name)
     if known is not None and recipe.data.format not in known:
         raise fault(

@@ -29,6 +29,7 @@ from prefgeo.language.data import LanguageTexts, find_source
 from prefgeo.language.loop_spec import SourceModel
 from prefgeo.language.loop_world import Writer
 from prefgeo.language.recipe import LanguageRecipe
+from prefgeo.language.tokens import token_options
 from prefgeo.language.world_text import TextWorld
 from prefgeo.yaml_reading import Fault
 
@@ -122,7 +123,7 @@ class FusionParts:
             path = str(find_source(str(model.path), self.home))
             opened = load_model(path, dtype=self.recipe.model.dtype, attention=self.recipe.model.attention)
             opened.to(store.device)  # type: ignore[arg-type]  # transformers types it as a function of a model
-            writer = ModelGenerator(opened, load_tokenizer(path))
+            writer = ModelGenerator(opened, load_tokenizer(path), token_options(self.recipe.data))
             written = writer.generate(prompts, candidates.sampling, seed=seed)
             known = {"said": [[each.text for each in several if each.finished] for several in written]}
             store.remember(KEPT, key, known)

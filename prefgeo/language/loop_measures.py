@@ -12,8 +12,9 @@ from geometry.pairs import FloatArray
 from llm_backend.data.rows import Content
 from llm_backend.evaluation import TokenSet, token_kl
 from llm_backend.generation import ModelGenerator, Response, Sampling
+from llm_backend.generation.texts import prompt_encoder, prompt_ids
 from llm_backend.ranking import Ranker, checked_scores
-from llm_backend.token_ids import Encoder
+from llm_backend.token_options import TokenOptions
 from prefgeo.language.evaluation import pair_accuracy
 from prefgeo.language.tokens import Rows
 from prefgeo.language.world_text import TextWorld
@@ -43,6 +44,7 @@ class LoopMeasures:
     world: TextWorld | None = None
     gold: Ranker | None = None
     marks: tuple[str, ...] = ()
+    tokens: TokenOptions = field(default_factory=TokenOptions)
     _first: dict[str, list[Response]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, model: Any) -> dict[str, float]:
@@ -70,11 +72,14 @@ class LoopMeasures:
 
     def responses(self, model: Any) -> list[Response]:
         """One to each prompt."""
-        written = ModelGenerator(model, self.tokenizer).generate(self.prompts, self.sampling, seed=self.seed + LATER)
+        written = ModelGenerator(model, self.tokenizer, self.tokens).generate(
+            self.prompts, self.sampling, seed=self.seed + LATER
+        )
         return [each[0] for each in written]
 
     def _kl(self, model: Any, said: Sequence[Response]) -> float:
-        ids = [row.prompt for row in Encoder(self.tokenizer).encode([(i, p, [""]) for i, p in enumerate(self.prompts)])]
+        encoder = prompt_encoder(self.tokenizer, self.tokens)
+        ids = prompt_ids(encoder, self.prompts, list(range(len(self.prompts))))
         sets = [TokenSet(i, ids[i], [list(each.token_ids)], (), "", "", "") for i, each in enumerate(said)]
         return float(token_kl(model, self.base(), sets, pad_id=int(self.tokenizer.pad_token_id)).mean())
 

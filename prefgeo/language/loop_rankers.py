@@ -3,82 +3,107 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_backend.data.rows import Content
-from llm_backend.loops import PolicyStore, StoredPolicy
-from llm_backend.ranking import Ranker, Scores
-from prefgeo.language.data import LanguageTexts
-from prefgeo.language.loop_checks import ranking_options
+from llm_backend.generation import Sampling
+from llm_backend.loops import PolicyStore, StoredPolicy, model_generator
+from llm_backend.ranking import (
+    Endpoint,
+    GoldRanker,
+    JudgeRanker,
+    PairRanker,
+    Ranker,
+    RewardModelRanker,
+    SelfJudgeRanker,
+    SelfRewardRanker,
+)
+from prefgeo.language.data import LanguageTexts, find_source
+from prefgeo.language.loop_spec import JudgeRanking, ModelRanking, SelfRanking
 from prefgeo.language.loop_world import WorldRanker
 from prefgeo.language.recipe import LanguageRecipe
-from prefgeo.yaml_reading import Fault
+from prefgeo.language.tokens import token_options
 
 STATED = re.compile(r"answer is:?\s*\(?([A-P])\b")
 FIRST = re.compile(r"\s*\(?([A-P])\b")
+JUDGED = "draws/judge-answers.jsonl"
 
 
 @dataclass(frozen=True)
-class RightAnswerRanker:
-    """1 for a response that gives the right answer, else 0. ``right``: the right response to each prompt.
+class LoopRanker:
+    """Makes the ranker of a draw from the store and the policy that drew. A model is loaded when it first ranks."""
+
+    recipe: LanguageRecipe
+    texts: LanguageTexts
+    options: Any
+    home: Path
+    base: StoredPolicy
+    _loaded: dict[str, Ranker] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, store: PolicyStore, policy: StoredPolicy) -> Ranker:
+        """The ranker."""
+        name, options = self.recipe.ranking.name, self.options
+        if isinstance(options, SelfRanking):
+            return self._self(store, policy, options)
+        if isinstance(options, ModelRanking):
+            if name not in self._loaded:
+                self._loaded[name] = self._model(store, options)
+            return self._loaded[name]
+        if isinstance(options, JudgeRanking):
+            given = options.model_dump(exclude={"parameters"} if options.parameters is None else set())
+            return JudgeRanker(Endpoint(**given), cache=store.root / JUDGED)
+        if name == "proxy":
+            assert self.texts.world is not None  # checked with the recipe
+            return WorldRanker(self.texts.world, biased=True)
+        gold = gold_ranker(self.recipe, self.texts)
+        assert gold is not None  # checked with the recipe
+        return gold
+
+    def _model(self, store: PolicyStore, options: ModelRanking) -> Ranker:
+        kind: Any = RewardModelRanker if self.recipe.ranking.name == "reward_model" else PairRanker
+        path = find_source(options.path, self.home)
+        found = kind.load(path, batch_size=options.batch_size, max_length=options.max_length)
+        found.model.to(store.device)
+        ranker: Ranker = found
+        return ranker
+
+    def _self(self, store: PolicyStore, policy: StoredPolicy, options: SelfRanking) -> Ranker:
+        tokens = token_options(self.recipe.data)
+        if options.kind == "judge":
+            sampling = Sampling(temperature=0.0, max_new_tokens=options.max_new_tokens)
+            return SelfJudgeRanker(model_generator(store, policy, tokens), sampling=sampling, seed=self.recipe.seed)
+        models = store.model(policy), store.model(self.base)
+        return SelfRewardRanker(*models, store.tokenizer(policy), options=tokens)
+
+
+def gold_ranker(recipe: LanguageRecipe, texts: LanguageTexts) -> Ranker | None:
+    """What the data themselves say is good, where they do: a world's reward, or 1 for a right answer."""
+    if texts.world is not None:
+        return WorldRanker(texts.world)
+    if recipe.data.format != "mmlu_pro":
+        return None
+    rows = (row for split in texts.splits.values() for row in split.rows)
+    right = {repr(row.prompt): _text(row.chosen) for row in rows}
+    return GoldRanker(partial(right_answer, right))
+
+
+def right_answer(right: Mapping[str, str], prompt: Content, response: str) -> float:
+    """1 for a response that gives the right answer to its prompt, else 0. ``right``: a right response by prompt.
 
     Where right responses begin with a letter, as ' (C) Paris', the last 'answer is (X)' of a response counts, else the
     letter that it begins with; without letters a response must begin with the right one.
     """
-
-    right: Mapping[str, str]
-    name: str = "gold"
-
-    @classmethod
-    def of(cls, texts: LanguageTexts) -> RightAnswerRanker:
-        """Of questions whose chosen responses are right."""
-        rows = (row for split in texts.splits.values() for row in split.rows)
-        return cls({repr(row.prompt): _text(row.chosen) for row in rows})
-
-    def scores(self, prompts: Sequence[Content], candidates: Sequence[Sequence[str]]) -> Scores:
-        """(n, N), 0 or 1."""
-        rows = [
-            [self._right(self.right[repr(prompt)], text) for text in texts]
-            for prompt, texts in zip(prompts, candidates, strict=True)
-        ]
-        return np.array(rows, dtype=np.float64)
-
-    @staticmethod
-    def _right(right: str, text: str) -> bool:
-        letter = FIRST.match(right)
-        if letter is None:
-            return text.strip().startswith(right.strip())
-        stated = STATED.findall(text)
-        first = FIRST.match(text)
-        given = stated[-1] if stated else first.group(1) if first else None
-        return given == letter.group(1)
-
-
-def gold_ranker(recipe: LanguageRecipe, texts: LanguageTexts) -> Ranker | None:
-    """What the data themselves say is good, where they do."""
-    if texts.world is not None:
-        return WorldRanker(texts.world)
-    return RightAnswerRanker.of(texts) if recipe.data.format == "mmlu_pro" else None
-
-
-def ranker_maker(recipe: LanguageRecipe, texts: LanguageTexts, fault: Fault, home: Path, base: StoredPolicy) -> Any:
-    """(store, policy that drew) -> the ranker."""
-    _, name = ranking_options(recipe, fault), recipe.ranking.name
-    gold = gold_ranker(recipe, texts)
-
-    def make(store: PolicyStore, policy: StoredPolicy) -> Ranker:
-        if name == "proxy":
-            assert texts.world is not None  # checked with the recipe
-            return WorldRanker(texts.world, biased=True)
-        assert gold is not None
-        return gold
-
-    return make
+    chosen = right[repr(prompt)]
+    letter = FIRST.match(chosen)
+    if letter is None:
+        return float(response.strip().startswith(chosen.strip()))
+    stated, first = STATED.findall(response), FIRST.match(response)
+    given = stated[-1] if stated else first.group(1) if first else None
+    return float(given == letter.group(1))
 
 
 def _text(content: Content) -> str:

@@ -83,6 +83,7 @@ class LoopRun:
             base=lambda: store.model(base), tokenizer=self.tokenizer,
             tests={name: self.rows.splits[name] for name in texts.tests}, prompts=prompts, sampling=sampling,
             seed=recipe.seed, world=texts.world, gold=gold_ranker(recipe, texts), marks=self._marks(),
+            tokens=token_options(recipe.data),
         )  # fmt: skip
 
     def _marks(self) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from llm_backend.loops import CandidateSource, FixedSource, FusionSource, Policy
 from llm_backend.pairing import PairRule
 from llm_backend.prompts import FixedPrompts, PromptSource, SelfInstruct, SelfInstructOptions, load_seed_tasks
 from prefgeo.language.data import HELD_OUT, TRAIN, LanguageTexts, find_source
+from prefgeo.language.loop_checks import ranking_options
 from prefgeo.language.loop_fusion import FusionParts, check_writer
-from prefgeo.language.loop_rankers import ranker_maker
+from prefgeo.language.loop_rankers import LoopRanker
 from prefgeo.language.loop_world import WorldPrompts
 from prefgeo.language.recipe import LanguageRecipe
 from prefgeo.yaml_reading import Fault
@@ -94,7 +95,7 @@ class LoopParts:
             n_prompts=self.per_round,
             sampling=self.sampling(),
             rule=self._rule(),
-            ranker=ranker_maker(recipe, self.texts, self.fault, self.home, base),
+            ranker=LoopRanker(recipe, self.texts, ranking_options(recipe, self.fault), self.home, base),
             first=fixed if recipe.pairing.first_round == "data" else None,
             flip_mode=recipe.data.flip_mode,
             win_scale=recipe.ranking.win_scale,

@@ -145,19 +145,23 @@ class ModelRanking(Section):
 
 
 class JudgeRanking(Section):
-    """A language model at an OpenAI-compatible ``url``; ``key_variable`` names the environment variable of its key."""
+    """A language model at an OpenAI-compatible ``url``; ``key_variable`` names the environment variable of its key;
+    ``parameters`` go into each request (left out: temperature 0, 512 tokens)."""
 
     url: str
     model: str
     key_variable: str | None = None
     timeout: Positive = 60.0
     retries: Whole = 3
+    parameters: dict[str, Any] | None = None
 
 
 class SelfRanking(Section):
-    """The policy ranks itself, by its ``implicit`` reward log(pi/base), or as a ``judge`` that reads and scores."""
+    """The policy ranks itself: as a ``judge`` that reads and gives points, in up to ``max_new_tokens``, or by its
+    ``implicit`` reward log(pi/base), which is 0 in round 1 and so needs ``first_round: data``."""
 
-    kind: Literal["implicit", "judge"] = "implicit"
+    kind: Literal["implicit", "judge"] = "judge"
+    max_new_tokens: Count = 256
 
 
 RANKINGS: dict[str, type[Section]] = {

@@ -59,6 +59,15 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "ranking: sppo reads win rates: give win_scale": (
         {"algorithm": {"name": "sppo"}, "objective": {"name": "sppo"}}, "",
     ),
+    "ranking: in round 1 the policy is the base": (
+        {"ranking": {"name": "self", "options": {"kind": "implicit"}}}, "ranking",
+    ),
+    "pairing.first_round: pairs of a dataset have no": (
+        {
+            "algorithm": {"name": "sppo"}, "objective": {"name": "sppo"}, "ranking": {"win_scale": 2.0},
+            "pairing": {"first_round": "data"},
+        }, "first_round",
+    ),
     "ranking.win_scale: dpo reads no win rates": ({"ranking": {"win_scale": 2.0}}, "win_scale"),
     "objective.name: sppo iterates on win rates, which dpo": ({"algorithm": {"name": "sppo"}}, "name"),
     "objective.name: sppo needs win rates, which fixed": (
