@@ -77,6 +77,11 @@ class MergedMargins:
             tell(1)
         return margins, slopes
 
+    @property
+    def n_embeddings(self) -> int:
+        """Tokens that the models embed."""
+        return int(self._skeleton.get_input_embeddings().weight.shape[0])
+
     def values(self, weights: Any) -> FloatArray:
         """The margins alone, (n,)."""
         scores = ReferenceScores(self._skeleton, _margins, parameters=self._merged(self._checked(weights)))
@@ -119,7 +124,11 @@ class MergedMargins:
         if isinstance(model, nn.Module):
             return copy.deepcopy(model).to(device=self.device, dtype=DTYPES[self.dtype])
         loaded: Any = load_model(model, dtype=self.dtype)
-        return loaded.to(self.device)
+        try:
+            return loaded.to(self.device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            reason = " ".join(str(error).split())[:120]
+            raise MergeError(f"the device {self.device!r} cannot be used ({reason}); try cpu") from None
 
     def _along(self, scores: ReferenceScores, direction: Direction) -> FloatArray:
         return self._each(lambda batch: scores.push(batch, direction))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llm_backend.merging.agreement import check_agreement
 from llm_backend.merging.errors import MergeError
-from llm_backend.merging.folders import open_folder
+from llm_backend.merging.folders import ModelFolder, open_folder
 from llm_backend.merging.kinds import Progress, Wishes, merge_adapters, merge_into_base, merge_models
 from llm_backend.merging.report import RECORD, MergeReport, write_json
 from llm_backend.merging.streaming import BlockReader
@@ -32,6 +33,7 @@ def merge_folders(
     max_shard_bytes: int | None = None,
     hashed: bool = True,
     progress: Progress | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> MergeReport:
     """The model whose parameters are sum_t w_t theta_t, as a folder that transformers loads.
 
@@ -39,7 +41,8 @@ def merge_folders(
     result has the inputs' dtype, or ``dtype``. Tied weights are merged and written once. Tokenizer and configuration
     are the first model's, and the files of weights are divided as the first model's, or by ``max_shard_bytes``.
     LoRA adapters become one adapter whose rank is the sum of theirs, exactly; or, with their ``base``, a whole model.
-    ``merge.json`` in the folder says what was merged, with the SHA-256 of the inputs' files unless ``hashed`` is off.
+    ``merge.json`` in the folder says what was merged, with the SHA-256 of the inputs' files unless ``hashed`` is off,
+    and ``note``, if any (how the weights came about). ``progress`` is called with bytes written and bytes in all.
     Source: TPMM-DPO, Eqs. 4, 5 and 7.
 
     Raises: MergeError for models that do not fit together, weights that do not sum to 1 (or negative ones without
@@ -55,9 +58,7 @@ def merge_folders(
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise MergeError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
     values = checked_weights(weights, len(paths), extrapolate=extrapolate)
-    check_target(target, [*paths, *([] if root is None else [root])], overwrite=overwrite)
-    opened = [open_folder(path) for path in paths]
-    check_agreement(opened)
+    opened = opened_together(paths, target, base=root, overwrite=overwrite)
     wishes = Wishes(DTYPES[dtype] if dtype else None, max_shard_bytes, progress)
     if root is not None:
         if not opened[0].is_adapter:
@@ -74,8 +75,18 @@ def merge_folders(
         digests = reader.digests()
         hashes = tuple({file.name: digests[file] for file in folder.files} for folder in opened)
         report = MergeReport(target, tuple(paths), values, root, hashes, found)
-        write_json(part / RECORD, report.to_json())
+        write_json(part / RECORD, report.to_json() | dict(note or {}))
     return report
+
+
+def opened_together(
+    paths: Sequence[Path], out: Path, *, base: Path | None = None, overwrite: bool = False
+) -> list[ModelFolder]:
+    """The folders, after everything was looked at that can be without their weights. Raises MergeError."""
+    check_target(out, [*paths, *([] if base is None else [base])], overwrite=overwrite)
+    opened = [open_folder(path) for path in paths]
+    check_agreement(opened)
+    return opened
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 
 from prefgeo import __version__
-from prefgeo.cli import audit, evaluate, figures, run, solve, sweep, world
+from prefgeo.cli import audit, evaluate, figures, merge, run, solve, sweep, world
 from prefgeo.cli.group import NamedGroup
 
-COMMANDS = (world, solve, audit, run, sweep, evaluate, figures)
+COMMANDS = (world, solve, audit, run, sweep, evaluate, merge, figures)
 PACKAGES = {"geometry", "objectives", "bandits", "llm_backend", "prefgeo", "figures"}
 HELP = """What DPO projects, what RLHF wants, and where they part: preference optimisation computed exactly.
 
