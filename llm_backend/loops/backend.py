@@ -17,6 +17,7 @@ from llm_backend.loops.sources import Draw, RoundSource, one_number
 from llm_backend.loops.store import POLICIES, PolicyStore, key_of
 from llm_backend.loops.training import LoopTraining, Plan, Steps
 from llm_backend.merging import merge_folders
+from llm_backend.merging.margins import MergedMargins
 from llm_backend.merging.weighted_sum import checked_weights
 from llm_backend.token_options import TokenOptions
 from objectives import Objective
@@ -50,6 +51,7 @@ class LanguageBackend:
     ) -> None:
         self.store, self.base, self.source, self.training = store, base, source, training
         self.evaluator, self.tokens, self.seed = evaluator, tokens or TokenOptions(), seed
+        self._margins: tuple[list[str], LoopRows, MergedMargins] | None = None
         self._metrics: dict[str, dict[str, np.ndarray]] = {}
         store.check(base)
 
@@ -102,6 +104,36 @@ class LanguageBackend:
         merge_folders(folders, shares, out, overwrite=True, hashed=False)
         return out
 
+    def merged_margins(
+        self, policies: Sequence[StoredPolicy], data: LoopRows, weights: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """log pi_a(y_w) - log pi_a(y_l) of the merged model (1, n), its slopes in the shares (1, n, k), and 1 / n.
+
+        In ``merge_precision``. Models that together are small stay in memory between two calls; others are read again.
+        Raises: LoopError for weights that are not k numbers; MergeError for models that do not fit together.
+        """
+        shares = np.asarray(weights, dtype=np.float64)
+        if shares.shape not in ((len(policies),), (1, len(policies))):
+            raise LoopError(f"a merge of {len(policies)} policies needs {len(policies)} shares, got {shares.shape}")
+        margins, slopes = self._seen_by_merge(policies, data)(shares.reshape(-1))
+        return margins[None], slopes[None], np.full((1, data.n_rows), 1.0 / data.n_rows)
+
+    def _seen_by_merge(self, policies: Sequence[StoredPolicy], data: LoopRows) -> MergedMargins:
+        names = [policy.digest for policy in policies]
+        if self._margins is None or self._margins[0] != names or self._margins[1] is not data:
+            self.store.release()
+            for policy in policies:
+                self.store.check(policy)
+            sizes = [sum(file.stat().st_size for file in policy.path.glob("*.safetensors")) for policy in policies]
+            small = sum(sizes) <= self.training.merge_memory
+            made = MergedMargins(
+                [self.store.load(policy) if small else policy.path for policy in policies], data.rows,
+                dtype=self.training.merge_precision, device=self.store.device,
+                pad_id=int(self.store.tokenizer(self.base).pad_token_id),
+            )  # fmt: skip
+            self._margins = (names, data, made)
+        return self._margins[2]
+
     # -- data -----------------------------------------------------------------------------------------------------
 
     def preferences(
@@ -142,7 +174,7 @@ class LanguageBackend:
         "adam" is AdamW (no decay of biases and norms), "gd" gradient descent. The objective "nll" is supervised
         fine-tuning, whose loss is a mean over tokens. Snapshots of the monitor point to whole checkpoints in the store.
         """
-        steps = Steps.of(plan, data)
+        steps, self._margins = Steps.of(plan, data), None
         return Fit(self.store, start, reference, data, objective, steps, self.training, self.seed).run(monitor)
 
     def evaluate(self, policy: StoredPolicy) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class StoredPolicy:
     """A whole model folder (safetensors, configuration, tokenizer) and its SHA-256, in hexadecimal digits."""
 
     digest: str
-    path: Path
+    path: Path = field(compare=False)  # where it is does not make it another policy
 
 
 def folder_digest(folder: Path) -> str:

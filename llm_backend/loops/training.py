@@ -43,7 +43,8 @@ class LoopTraining:
     """What a plan does not say. ``micro_batch_size`` rows are in memory at once and do not change the result but for
     rounding; gradients are clipped to ``max_grad_norm`` (0: not). ``precision`` is that of the forward pass; weights
     have the store's dtype. ``trainable``: all, last_block, a share of the last blocks, or ``Lora``, which is merged
-    into the weights at the end of each fit. ``merge_precision``: in which merged margins are computed.
+    into the weights at the end of each fit. ``merge_precision``: in which merged margins are computed;
+    models of up to ``merge_memory`` bytes together stay in memory meanwhile.
     ``loss_rows``: the final loss is that of so many rows at most (None: all)."""
 
     micro_batch_size: int = 8
@@ -54,6 +55,7 @@ class LoopTraining:
     gradient_checkpointing: bool = False
     trainable: str | float | Lora = "all"
     merge_precision: Literal["float64", "float32"] = "float64"
+    merge_memory: int = 2**30
     loss_rows: int | None = None
 
     def __post_init__(self) -> None:
@@ -152,4 +154,6 @@ def arguments(steps: Steps, training: LoopTraining, folder: Path, *, seed: int, 
 def plain_training(training: LoopTraining) -> dict[str, Any]:
     """As plain values, without what does not change the result."""
     values = dataclasses.asdict(training)
-    return {name: value for name, value in values.items() if name not in ("merge_precision", "loss_rows")}
+    return {
+        name: value for name, value in values.items() if name not in ("merge_precision", "merge_memory", "loss_rows")
+    }
