@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ import pytest
 pytest.importorskip("torch")
 
 from llm_backend.data import DataError
-from llm_backend.evaluation import EvaluationError, Measured, TokenSet, rewardbench2_metrics, rewardbench2_sets
+from llm_backend.evaluation import (
+    DataChoice,
+    EvaluationError,
+    Measured,
+    TokenSet,
+    read_sets,
+    rewardbench2_metrics,
+    rewardbench2_sets,
+)
 from llm_backend.evaluation.rewardbench2 import SUBSETS
 from llm_backend.evaluation.ties import WEIGHTS, TieScores
 
@@ -50,6 +60,24 @@ def test_the_published_format() -> None:
     chat = rewardbench2_sets([record()], "here", chat=True)[0]
     assert chat.prompt == [{"role": "user", "content": "Why?"}]
     assert chat.responses[0] == [{"role": "assistant", "content": "right"}]
+
+
+def test_the_rows_on_the_page_are_of_the_format(tmp_path: Path) -> None:
+    """Read as `prefgeo evaluate` reads them, and scored: a policy that likes what is right gets everything."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```jsonl\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "rows.jsonl").write_text(example, encoding="utf-8")
+    kind, sets = read_sets(str(tmp_path / "rows.jsonl"), DataChoice())
+    assert (kind, [each.name for each in sets]) == ("rewardbench2", ["17", "ref:1", "tied:1"])
+    scored = []
+    for place, each in enumerate(sets):
+        right = [1.0 + 0.1 * k for k in range(len(each.best))]
+        scores = right + [0.0] * (len(each.responses) - len(each.best))
+        scored.append(row(place, each.group, scores, right=len(each.best), name=each.name))
+    found = metrics_of(scored)
+    assert found["Math", "best_of_n"].value == 1.0
+    assert found["Ties", "score"].value == pytest.approx(1.0 + 0.01 * math.tanh(1.0 / 0.2 - 1.0), rel=1e-12)
+    assert found["all", "partial_average"].value == pytest.approx((1.0 + found["Ties", "score"].value) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize(
