@@ -140,17 +140,18 @@ def _tokenizer(texts: list[str]) -> Any:
 def run_child(name: str, folder: Path, threads: int) -> None:
     """Train, and print one line of numbers."""
     import torch
+    from report import peak_mib
 
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     pairs = json.loads((folder / "pairs.json").read_text())
     with tempfile.TemporaryDirectory() as output:
         train = RUNS[name](folder / "model", pairs, output)
-        before, start, worked = _peak_mib(), time.perf_counter(), time.process_time()
+        before, start, worked = peak_mib(), time.perf_counter(), time.process_time()
         history = train()
         seconds, worked = time.perf_counter() - start, time.process_time() - worked
     loss = [entry["loss"] for entry in history if "loss" in entry]
-    peak = _peak_mib()
+    peak = peak_mib()
     record = {"seconds": seconds, "cpu_seconds": worked, "pairs_per_second": len(pairs) / seconds}
     record |= {"peak_mib": peak, "training_mib": peak - before, "first_loss": loss[0], "last_loss": loss[-1]}
     print(json.dumps(record))
@@ -194,14 +195,6 @@ def _trl(model: Path, pairs: list[dict[str, Any]], output: str) -> Any:
         return trainer.state.log_history
 
     return train
-
-
-def _peak_mib() -> float:
-    """Largest resident set of this process so far (VmHWM: since exec, unlike ru_maxrss)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("no VmHWM in /proc/self/status: this benchmark needs Linux")
 
 
 RUNS = {"prefgeo": _ours, "trl": _trl}

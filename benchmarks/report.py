@@ -39,6 +39,14 @@ def publish(name: str, numbers: Mapping[str, Any]) -> None:
     print(f"written to {path.relative_to(ROOT)}")
 
 
+def peak_mib() -> float:
+    """Largest resident set of this process so far (VmHWM: since exec, unlike ru_maxrss)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("no VmHWM in /proc/self/status: this benchmark needs Linux")
+
+
 def circumstances() -> dict[str, Any]:
     """Machine, load, threads, versions and commit."""
     packages = ("numpy", "scipy", "scikit-learn")
