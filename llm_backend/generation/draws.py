@@ -45,12 +45,15 @@ def next_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return p
     width = min(sampling.top_k or p.shape[-1], p.shape[-1])
-    ordered, ids = p.sort(dim=-1, descending=True, stable=True)
-    ordered, ids = ordered[:, :width], ids[:, :width]
+    ordered = (p.topk(width, dim=-1) if sampling.top_k else p.sort(dim=-1, descending=True)).values
     before = ordered.cumsum(dim=-1) - ordered
-    if sampling.top_p < 1.0:
-        ordered = torch.where(before < sampling.top_p * ordered.sum(dim=-1, keepdim=True), ordered, 0.0)
-    return torch.zeros_like(p).scatter(-1, ids, ordered)
+    kept = (before < sampling.top_p * ordered.sum(dim=-1, keepdim=True)).sum(dim=-1, keepdim=True)
+    if sampling.top_p == 1.0:
+        kept = torch.full_like(kept, width)
+    least = ordered.gather(-1, (kept - 1).clamp(min=0))
+    above, equal = p > least, p == least  # of those equal to the least that is kept, the lower ids
+    equal &= equal.cumsum(dim=-1) <= kept - above.sum(dim=-1, keepdim=True)
+    return torch.where(above | equal, p, 0.0)
 
 
 def _require_finite(values: Tensor) -> None:

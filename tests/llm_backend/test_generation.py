@@ -98,6 +98,11 @@ def test_cuts_keep_exactly_these_tokens(cut, kept) -> None:
     assert set(drawn.tolist()) == kept
 
 
+def test_a_draw_of_zero_takes_no_token_that_was_cut() -> None:
+    drawn = sampled_tokens(torch.tensor(np.log(PROBABILITIES))[None], torch.zeros(1, 1).double(), Sampling(top_k=3))
+    assert drawn.tolist() == [1]
+
+
 def test_cuts_keep_what_transformers_keeps() -> None:
     """Without ties the kept set is that of transformers' top-k and top-p warpers, in its order."""
     from transformers import TopKLogitsWarper, TopPLogitsWarper
@@ -133,6 +138,16 @@ def test_texts_do_not_depend_on_the_batch_but_on_seed_and_key(architecture) -> N
     assert run([TEXTS[0]] * 2)[0] != run([TEXTS[0]] * 2)[1]  # one prompt twice, two keys
     assert model.training
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_lines_that_end_leave_the_batch_without_a_trace() -> None:
+    """Sampled, with ten end tokens: lines end at many steps, and the others go on with their own draws and places."""
+    model, prompts, ends = model_of(scale=2.0), random_prompts(8), frozenset(range(10))
+    sampling = Sampling(candidates=2, max_new_tokens=10, batch_size=16)
+    together = write_tokens(model, prompts, range(8), sampling, seed=0, ends=ends)
+    assert len({len(tokens) for each in together for tokens in each}) > 4
+    for key, prompt in enumerate(prompts):
+        assert write_tokens(model, [prompt], [key], sampling, seed=0, ends=ends) == together[key : key + 1]
 
 
 def test_prompts_are_those_of_training(monkeypatch) -> None:
