@@ -29,6 +29,10 @@ def run_language(
             f"a language model needs {error.name}, which is not installed: pip install 'prefgeo[llm]'"
         ) from None
     done = run_language_recipe(recipe, folder, resume=resume, device=device, checkpoint_seconds=checkpoint_seconds)
+    from prefgeo.language.launch import leave_launch
+
+    if leave_launch() > 0:
+        return  # the first process of a launch tells
     console = stdout()
     if done.was_finished:
         say(console, f"{done.folder} is finished already; this is its result.")

@@ -12,6 +12,7 @@ from objectives import Objective
 from prefgeo.language.auxiliary_spec import OFFICIAL_PENALTY, PENALTY, AuxiliarySpec
 from prefgeo.language.folder import LanguageFolder
 from prefgeo.language.recipe import LanguageRecipe
+from prefgeo.language.stages import steps_per_epoch
 from prefgeo.language.tokens import Rows
 from prefgeo.run_folder import MANIFEST
 
@@ -38,7 +39,7 @@ def prepare_auxiliary(
         reference=reference.columns if spec.has_weights else None, product=product, pad_id=pad_id, seed=recipe.seed,
     )  # fmt: skip
     manifest = folder.read_json(MANIFEST)
-    if NOTE not in manifest and spec.dimensions != "skip":
+    if NOTE not in manifest and spec.dimensions != "skip" and not folder.follows:
         report = auxiliary.report(spec.dimensions)
         print(report, flush=True)
         folder.write_json(MANIFEST, folder.read_json(MANIFEST) | {NOTE: report.plain()})
@@ -62,8 +63,8 @@ def auxiliary_options(spec: AuxiliarySpec, objective: Objective, epoch: int) -> 
 
 def moves_in_an_epoch(recipe: LanguageRecipe, n_rows: int) -> int:
     """How often delta moves while all rows are met once."""
-    training, every = recipe.training, 1 if recipe.auxiliary is None else recipe.auxiliary.every
-    return math.ceil(n_rows / (training.batch_size * training.accumulation * every))
+    every = 1 if recipe.auxiliary is None else recipe.auxiliary.every
+    return math.ceil(steps_per_epoch(recipe.training, n_rows) / every)
 
 
 def auxiliary_record(auxiliary: LMAuxiliary | None, folder: LanguageFolder) -> dict[str, Any]:

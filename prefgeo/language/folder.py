@@ -30,6 +30,11 @@ class LanguageFolder(RunFolder):
         return super()._ours(name) or name in folders
 
     @property
+    def follows(self) -> bool:
+        """Whether this is a further process of a launch, which writes nothing (``launch.FollowedFolder``)."""
+        return False
+
+    @property
     def has_progress(self) -> bool:
         """Whether a finished stage or a checkpoint would be lost with the folder."""
         return self.has(STAGES) or self.checkpoints().exists()

@@ -24,6 +24,7 @@ from prefgeo.language.curve import draw_curve
 from prefgeo.language.data import TRAIN, LanguageTexts, load_texts
 from prefgeo.language.evaluation import evaluate_model
 from prefgeo.language.folder import CHECKPOINTS, CURVE, PREFERENCE, SFT, START, STORE, LanguageFolder
+from prefgeo.language.launch import FollowedFolder, join_launch
 from prefgeo.language.loop_checks import loop_settings
 from prefgeo.language.loop_curve import draw_loop_curve
 from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model
@@ -80,10 +81,12 @@ def run_checked(
     would compute the same.
     """
     existed = out.exists()
-    folder = LanguageFolder.claim(out, resume=resume)
+    folder = _folder(recipe, out, resume, device, fault)
     try:
         texts = load_texts(_before_flips(recipe), recipe.seed, fault, home)
         config = resolved(recipe, texts)
+        if isinstance(folder, FollowedFolder):
+            folder.wait_for_manifest()
         if folder.has(MANIFEST):
             _check_same(folder, config, device)
         if folder.has(RESULT):
@@ -102,6 +105,14 @@ def run_checked(
         raise
     finally:
         folder.release()
+
+
+def _folder(recipe: LanguageRecipe, out: Path, resume: bool, device: str, fault: Fault) -> LanguageFolder:
+    """The folder, claimed; or, in a further process of a launch, followed."""
+    count, rank = join_launch(device)
+    if count > 1 and recipe.algorithm is not None:
+        raise fault(("algorithm",), f"one process runs a loop, and {count} were launched; start one")
+    return LanguageFolder.claim(out, resume=resume) if rank == 0 else FollowedFolder(out)
 
 
 def _before_flips(recipe: LanguageRecipe) -> LanguageData:
@@ -147,8 +158,8 @@ class _Runner:
             self._finish(START, self._evaluate(start_model(self.recipe, self.tokenizer).to(self.device)))
         if self.recipe.sft is not None and SFT not in self.folder.finished():
             model = start_model(self.recipe, self.tokenizer)
-            run_supervised(model, self.rows.supervised, self.recipe.sft, self.folder, **self.options)
-            self._save(SFT, model)
+            whole = run_supervised(model, self.rows.supervised, self.recipe.sft, self.folder, **self.options)
+            model = self._save(SFT, model, whole)
             self._finish(SFT, self._evaluate(model))
         if PREFERENCE not in self.folder.finished():
             self._preference() if self.loop is None else self._rounds()
@@ -171,33 +182,41 @@ class _Runner:
         pad_id = self.options["pad_id"]
         rows = self.rows.splits[TRAIN]
         before = training_reference(reference, self.objective, rows, self.folder, pad_id)
-        tests = {name: reference.log_probs(self.rows.splits[name], pad_id=pad_id) for name in self.texts.tests}
+        tested = () if self.folder.follows else self.texts.tests
+        tests = {name: reference.log_probs(self.rows.splits[name], pad_id=pad_id) for name in tested}
         trained, total = trainable_count(policy)
         live = live_reference(reference) if needs_live_reference(self.objective) else None
         auxiliary = prepare_auxiliary(
             self.recipe, self.objective, policy, rows, before, self.folder, pad_id=pad_id
         )  # fmt: skip
-        run_preference(
+        whole = run_preference(
             policy, rows, self.objective, before, live, self.recipe.training, self.folder, auxiliary=auxiliary,
             **self.options,
         )  # fmt: skip
-        self._save(PREFERENCE, policy)
+        policy = self._save(PREFERENCE, policy, whole)
         record = self._evaluate(policy, tests) | {"trained_parameters": trained, "parameters": total}
         record |= auxiliary_record(auxiliary, self.folder)
         self._finish(PREFERENCE, record)
 
     def _evaluate(self, model: Any, references: dict[str, Any] | None = None) -> dict[str, Any]:
         recipe = self.recipe
+        if self.folder.follows:
+            return {}
         return evaluate_model(
             model, self.tokenizer, self.texts, self.rows, recipe.evaluate, seed=recipe.seed, references=references
         )
 
-    def _save(self, stage: str, model: Any) -> None:
+    def _save(self, stage: str, model: Any, whole: dict[str, Any] | None) -> Any:
+        """Write the model, of ``whole`` weights where it has only shards; returns the model to evaluate."""
+
         def save(folder: Path) -> None:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=whole)
             self.tokenizer.save_pretrained(folder)
 
         self.folder.write_model(stage, save)
+        if whole is None or self.folder.follows:
+            return model
+        return stored_model(self.folder.model(stage), self.recipe.model).to(self.device)
 
     def _finish(self, stage: str, record: dict[str, Any]) -> None:
         self.folder.finish(stage, record)
@@ -213,6 +232,8 @@ class _Runner:
         self.folder.write_json(MANIFEST, manifest | {"reference_sha256": found})
 
     def _result(self) -> dict[str, Any]:
+        if isinstance(self.folder, FollowedFolder):
+            return self.folder.result()
         stages = {
             name: {key: value for key, value in record.items() if key != "metrics_size"}
             for name, record in self.folder.finished().items()

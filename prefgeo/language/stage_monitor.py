@@ -6,8 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
+from llm_backend.processes import from_first
 from prefgeo.language.folder import LanguageFolder
 from prefgeo.run_monitor import ProgressBar
 
@@ -19,6 +21,7 @@ class StageMonitor(TrainerCallback):
     def __init__(self, folder: LanguageFolder, stage: str, seed: int, *, seconds: float, what: str) -> None:
         self.folder, self.stage, self.seed, self.seconds = folder, stage, seed, seconds
         self.bar = ProgressBar(what)
+        self.bar.enabled = self.bar.enabled and not folder.follows
         self.last = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -33,9 +36,11 @@ class StageMonitor(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Checkpoint when it is time; move the bar."""
-        if control.should_log and time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps:
-            control.should_save = True
-            self.last = time.monotonic()
+        if control.should_log and state.global_step < state.max_steps:
+            due = torch.tensor(int(time.monotonic() - self.last >= self.seconds))
+            if from_first(due):  # all processes of a launch save together
+                control.should_save = True
+                self.last = time.monotonic()
         self.bar.show(state.global_step, state.max_steps)
 
     def _line(self, entry: Mapping[str, Any]) -> dict[str, Any]:

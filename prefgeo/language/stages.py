@@ -11,12 +11,14 @@ from transformers import PrinterCallback
 from llm_backend.checkpoints import last_checkpoint
 from llm_backend.lm_fields import reference_columns, sides_of
 from llm_backend.log_probs import unwrap
+from llm_backend.processes import count_and_rank
 from llm_backend.reference import Reference, ReferenceLogProbs
 from llm_backend.response_trainer import ResponseTrainer, training_arguments
 from llm_backend.supervised import SupervisedTrainer
 from llm_backend.trainer import LossVariables, PreferenceTrainer
 from objectives import Objective
 from prefgeo.language.folder import PREFERENCE, SFT, LanguageFolder
+from prefgeo.language.launch import REFERENCE, FollowedFolder
 from prefgeo.language.stage_monitor import StageMonitor
 from prefgeo.language.tokens import Rows
 from prefgeo.language.training_spec import SupervisedTraining
@@ -24,12 +26,19 @@ from prefgeo.language.training_spec import SupervisedTraining
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
+def steps_per_epoch(spec: SupervisedTraining, n_rows: int) -> int:
+    """Optimiser steps in which all rows are met once; of several processes each takes ``batch_size`` rows at a time,
+    and the last few rows are left out where they are not enough for all."""
+    processes = count_and_rank()[0]
+    rounds = math.ceil(n_rows / spec.batch_size) if processes == 1 else n_rows // (spec.batch_size * processes)
+    return math.ceil(rounds / spec.accumulation)
+
+
 def stage_arguments(
     spec: SupervisedTraining, n_rows: int, folder: LanguageFolder, stage: str, *, seed: int, device: str
 ) -> Any:
     """What transformers' Trainer is told. ``warmup`` becomes whole steps, rounded up."""
-    per_epoch = math.ceil(math.ceil(n_rows / spec.batch_size) / spec.accumulation)
-    steps = spec.steps if spec.steps is not None else per_epoch * int(spec.epochs or 1)
+    steps = spec.steps if spec.steps is not None else steps_per_epoch(spec, n_rows) * int(spec.epochs or 1)
     return training_arguments(
         folder.checkpoints(stage),
         per_device_train_batch_size=spec.batch_size,
@@ -52,30 +61,41 @@ def stage_arguments(
     )
 
 
+def whole_weights(trainer: ResponseTrainer) -> dict[str, Any] | None:
+    """Of FSDP or DeepSpeed: the shards of all processes put together, in the first one. Else None."""
+    if not trainer._sharded:
+        return None
+    found: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return found
+
+
 def run_supervised(
     model: Any, rows: Rows, spec: SupervisedTraining, folder: LanguageFolder, *, seed: int, device: str, pad_id: int,
     seconds: float,
-) -> None:  # fmt: skip
-    """SFT in place."""
+) -> dict[str, Any] | None:  # fmt: skip
+    """SFT in place; returns as ``run_preference``."""
     _save_memory(model, spec)
     arguments = stage_arguments(spec, len(rows), folder, SFT, seed=seed, device=device)
     trainer = SupervisedTrainer(model, arguments, rows, pad_id=pad_id)
     _train(trainer, folder, SFT, seed, seconds)
+    return whole_weights(trainer)
 
 
 def run_preference(
     model: Any, rows: Rows, objective: Objective, reference: ReferenceLogProbs | None, live: Reference | None,
     spec: SupervisedTraining, folder: LanguageFolder, *, seed: int, device: str, pad_id: int, seconds: float,
     auxiliary: LossVariables | None = None,
-) -> None:  # fmt: skip
+) -> dict[str, Any] | None:  # fmt: skip
     """Preference training in place. ``live`` is the reference as a model, ``auxiliary`` AuxDPO's variables, for
-    objectives that need them."""
+    objectives that need them. Returns the whole weights, in the first process, where training sharded them; else
+    None, and they are in ``model``."""
     _save_memory(model, spec)
     arguments = stage_arguments(spec, len(rows), folder, PREFERENCE, seed=seed, device=device)
     trainer = PreferenceTrainer(
         model, objective, arguments, rows, reference=reference, live_reference=live, auxiliary=auxiliary, pad_id=pad_id
     )
     _train(trainer, folder, PREFERENCE, seed, seconds)
+    return whole_weights(trainer)
 
 
 def training_reference(
@@ -84,7 +104,9 @@ def training_reference(
     """log ref of the training rows, kept for a run that continues; None where the objective has no reference."""
     if not reference_columns(objective):
         return None
-    return reference.log_probs(rows, sides_of(objective), cache=folder.checkpoints("reference"), pad_id=pad_id)
+    if isinstance(folder, FollowedFolder):
+        folder.wait_for_reference()
+    return reference.log_probs(rows, sides_of(objective), cache=folder.checkpoints(REFERENCE), pad_id=pad_id)
 
 
 def _save_memory(model: Any, spec: SupervisedTraining) -> None:

@@ -18,6 +18,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 OBJECTIVES, SMALL = ("dpo", "ipo", "dpop", "auxdpo"), ("llama32_1b", "qwen3_06b")
 NAMES = (
     *(f"{model}_{objective}" for model in ("llama31_8b", *SMALL) for objective in OBJECTIVES),
+    "llama31_8b_dpo_fsdp",
     *(f"{model}_{name}_{part}" for name in ("dpo", "auxdpo") for model in SMALL for part in ("lora", "last_block")),
 )
 FROM_SCRATCH = ("mmlu_pro_small", "hh_small")  # run by test_language_recipes_small.py
@@ -106,7 +107,7 @@ def check_parts(name: str, trained: int, total: int, vocabulary: int) -> None:
     block += 2 * head if "qwen3" in name else 0  # norms of queries and keys
     if name.endswith("lora"):
         assert trained == 4 * (2 * (width + width) + 2 * (width + kv))  # q and o, k and v, of rank 4
-    elif name.endswith("last_block") or name.startswith("llama31"):
+    elif name.endswith("last_block") or (name.startswith("llama31") and not name.endswith("fsdp")):
         assert trained == block + width  # and the final norm
     else:
         assert trained == BLOCKS * block + width == total - 2 * vocabulary * width  # not embeddings and head

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prefgeo.language.auxiliary_spec import AuxiliarySpec
 from prefgeo.language.recipe import is_language_recipe, load_language_recipe
 from prefgeo.preparation import prepare
 from prefgeo.recipes import Recipe, TrainingSpec, load_recipe
@@ -26,7 +27,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_example_recipe_and_sweep_are_good(tmp_path: Path) -> None:
-    recipe, _, sweep, cases = EXAMPLES
+    recipe, _, _, sweep, cases = EXAMPLES
     (tmp_path / "e1_dpo.yaml").write_text(recipe, encoding="utf-8")
     loaded, fault = load_recipe(tmp_path / "e1_dpo.yaml")
     assert prepare(loaded, fault, tmp_path).kind == "candidates"
@@ -46,6 +47,14 @@ def test_the_example_of_a_language_recipe_is_good(tmp_path: Path) -> None:
     assert is_language_recipe(path)
     loaded, _ = load_language_recipe(path)
     assert loaded.objective.make().name
+    plain = re.sub(r"^objective: .*\n", "", EXAMPLES[1], flags=re.MULTILINE)
+    path.write_text(plain + EXAMPLES[2], encoding="utf-8")  # with the section of AuxDPO's variables
+    assert load_language_recipe(path)[0].auxiliary is not None
+
+
+@pytest.mark.parametrize("name", AuxiliarySpec.model_fields)
+def test_every_key_of_auxiliary_variables_is_in_their_table(name: str) -> None:
+    assert f"`{name}`" in RECIPES or f"  {name}: " in EXAMPLES[2]
 
 
 @pytest.mark.parametrize(
