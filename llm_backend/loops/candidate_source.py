@@ -21,9 +21,9 @@ from llm_backend.loops.policies import StoredPolicy
 from llm_backend.loops.rows import RoundText, Wins
 from llm_backend.loops.sources import HELD_OUT, TRAIN, Draw, FixedSource, check_kind, counted, flipped
 from llm_backend.loops.store import PolicyStore, key_of
-from llm_backend.pairing import Candidates, PairRule, make_pairs
+from llm_backend.pairing import Candidates, PairRule, RecordedResponses, make_pairs, scored
 from llm_backend.prompts import PromptBatch, PromptSource
-from llm_backend.ranking import Ranker, checked_scores
+from llm_backend.ranking import Ranker
 from llm_backend.token_options import TokenOptions
 
 DRAWS = "draws"
@@ -46,11 +46,12 @@ def vllm_generator(store: PolicyStore, policy: StoredPolicy, tokens: TokenOption
 class CandidateSource:
     """Kind ``candidates``: each round's prompts are answered by the policy that draws, ranked, and paired by ``rule``.
 
-    ``n_prompts`` prompts a round from ``prompts`` (a part of a draw takes a part of them, so that nothing is generated
-    in vain), of the split ``heldout`` ``n_held_out`` (left out: as many). ``ranker`` is made for each draw, as a policy
-    may rank itself. ``chunk`` prompts are generated, ranked and written down at once. ``first``: pairs for round 1,
-    drawn from a dataset. ``win_scale``: for SPPO the scores are logits of a Bradley-Terry model, divided by that scale;
-    then
+    ``n_prompts`` prompts a round from ``prompts`` (a part of a draw takes a part of them, so that nothing is
+    generated in vain), of the split ``heldout`` ``n_held_out`` (left out: as many). ``ranker`` is made for each
+    draw, as a policy may rank itself. ``recorded`` responses of a dataset stand before the policy's own, or, with
+    ``own`` false, in their place: then nothing is generated, and the policy's only part is to be trained. ``chunk``
+    prompts are generated, ranked and written down at once. ``first``: pairs for round 1, drawn from a dataset.
+    ``win_scale``: for SPPO the scores are logits of a Bradley-Terry model, divided by that scale; then
 
         P(y beats pi) = mean over the N candidates y' of sigmoid(win_scale (score(y) - score(y')))
 
@@ -64,6 +65,8 @@ class CandidateSource:
     ranker: MakeRanker
     generator: MakeGenerator = model_generator
     n_held_out: int | None = None
+    recorded: RecordedResponses | None = None
+    own: bool = True
     first: FixedSource | None = None
     flip_mode: FlipMode = "iid"
     win_scale: float | None = None
@@ -72,6 +75,10 @@ class CandidateSource:
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise LoopError(f"a chunk needs at least 1 prompt, got {self.chunk}")
+        if not self.own and self.recorded is None:
+            raise LoopError(
+                "without responses of its own the policy needs recorded ones; give recorded, or leave own on"
+            )
         if self.win_scale is not None and self.first is not None:
             raise LoopError("pairs of a dataset have no win rates; leave first out, or win_scale")
         if self.win_scale is not None and not 0.0 < self.win_scale < float("inf"):
@@ -127,11 +134,15 @@ class CandidateSource:
         starts = range(0, len(prompts), self.chunk)
         spans = [slice(start, start + self.chunk) for start in starts]
         responses: list[list[Response]] = []
-        for number, span in enumerate(spans):
+        for number, span in enumerate(spans if self.own else ()):
             lines = written.chunk(number, partial(self._generate, writer, draw, prompts[span], keys[span]))
             responses += [[_response(one) for one in line] for line in lines]
         ranker = self.ranker(store, draw.policy)
         header |= {"ranker": ranker.name}
+        if self.recorded is not None:
+            given = self._recorded(store, draw, prompts, keys)
+            responses = [[*one, *own] for one, own in zip(given, responses or [[]] * len(given), strict=True)]
+            header |= {"own": self.own, "recorded": key_of(texts=[[one.text for one in each] for each in given])}
         ranked = ChunkLog(_place(store, "scores", header), header)
         found: list[Candidates] = []
         judged: dict[str, int] = {}
@@ -144,6 +155,19 @@ class CandidateSource:
             for name, count in line["counts"].items():
                 judged[name] = judged.get(name, 0) + count
         return found, judged
+
+    def _recorded(
+        self, store: PolicyStore, draw: Draw, prompts: Sequence[Content], keys: Sequence[int]
+    ) -> list[tuple[Response, ...]]:
+        """The dataset's responses, with token ids (and the end token) where the rule counts tokens."""
+        assert self.recorded is not None
+        recorded = self.recorded
+        if self.rule.shortest > 0 or self.rule.longest is not None:
+            words = store.tokenizer(draw.policy)
+            recorded = replace(
+                recorded, encode=lambda text: [*words.encode(text, add_special_tokens=False), words.eos_token_id]
+            )
+        return recorded.responses(PromptBatch(tuple(prompts), tuple(keys)))
 
     def _generate(self, writer: _OnDemand, draw: Draw, prompts: Sequence[Content], keys: Sequence[int]) -> list[Any]:
         made = writer.generate(prompts, self.sampling, seed=draw.stream, keys=keys)
@@ -181,7 +205,7 @@ class _OnDemand:
 def _rank(ranker: Ranker, prompts: Sequence[Content], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Scores of a chunk, None for no verdict, and what the ranker counted on the way."""
     before = dict(getattr(ranker, "counts", {}))
-    scores = checked_scores(ranker, prompts, texts)
+    scores = scored(ranker, prompts, texts)
     after: Mapping[str, int] = getattr(ranker, "counts", {})
     rows = [[None if np.isnan(value) else float(value) for value in row] for row in scores]
     return {"scores": rows, "counts": {name: int(count) - int(before.get(name, 0)) for name, count in after.items()}}

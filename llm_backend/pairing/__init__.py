@@ -12,10 +12,12 @@ from llm_backend.pairing.response_sources import (
     RecordedResponses,
     ResponseSource,
     ranked,
+    scored,
 )
 from llm_backend.pairing.rule import FILTERS, WEB_ADDRESS, PairRule
 
 __all__ = [
     "Candidates", "PairRule", "make_pairs", "require_pairs", "FILTERS", "WEB_ADDRESS", "PairingError",
     "ResponseSource", "GeneratedResponses", "RecordedResponses", "JoinedResponses", "LabelRanker", "ranked",
+    "scored",
 ]  # fmt: skip

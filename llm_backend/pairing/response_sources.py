@@ -54,7 +54,8 @@ class RecordedResponses:
         for row in preferences.rows:
             mine = found.setdefault(prompt_text(row.prompt), {})
             mine.update(dict.fromkeys((_words(row.chosen), _words(row.rejected))))
-        return cls({prompt: tuple(texts) for prompt, texts in found.items()}, encode)
+        # a row of two equal texts stays two responses, so that it counts as identical
+        return cls({prompt: tuple(texts) * (2 if len(texts) == 1 else 1) for prompt, texts in found.items()}, encode)
 
     def responses(
         self, batch: PromptBatch, *, generator: Generator | None = None, seed: int = 0
@@ -119,19 +120,30 @@ class LabelRanker:
         return known[prompt, text]
 
 
+def scored(ranker: Ranker, prompts: Sequence[Content], candidates: Sequence[Sequence[str]]) -> list[Scores]:
+    """The scores of each prompt's candidates, of which prompts may have different numbers.
+
+    Raises: RankingError for scores that do not fit.
+    """
+    found: list[Scores] = [np.zeros(0)] * len(prompts)
+    for width in sorted({len(each) for each in candidates}):  # a ranker takes rows of one length
+        places = [place for place, each in enumerate(candidates) if len(each) == width]
+        part = checked_scores(ranker, [prompts[place] for place in places], [candidates[place] for place in places])
+        for place, row in zip(places, part, strict=True):
+            found[place] = row
+    return found
+
+
 def ranked(batch: PromptBatch, responses: Sequence[Sequence[Response]], ranker: Ranker) -> list[Candidates]:
     """Each prompt's responses with their scores. Prompts may differ in their number of responses.
 
     Raises: RankingError for scores that do not fit, PairingError for a prompt with fewer than two responses.
     """
-    found: list[Candidates | None] = [None] * len(batch)
-    for width in sorted({len(each) for each in responses}):  # a ranker takes rows of one length
-        places = [place for place, each in enumerate(responses) if len(each) == width]
-        prompts = [batch.prompts[place] for place in places]
-        scores = checked_scores(ranker, prompts, [[one.text for one in responses[place]] for place in places])
-        for place, row in zip(places, scores, strict=True):
-            found[place] = Candidates(batch.prompts[place], batch.keys[place], tuple(responses[place]), row)
-    return [each for each in found if each is not None]
+    scores = scored(ranker, batch.prompts, [[one.text for one in each] for each in responses])
+    return [
+        Candidates(prompt, key, tuple(each), row)
+        for prompt, key, each, row in zip(batch.prompts, batch.keys, responses, scores, strict=True)
+    ]
 
 
 def _words(content: Content) -> str:

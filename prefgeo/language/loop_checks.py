@@ -67,6 +67,13 @@ def _check_data(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> N
             if name in given:
                 raise fault((name,), "fixed pairs need no candidates, so this would be ignored; leave it out")
         return
+    if recipe.generation.responses != "own" and (
+        recipe.prompts is None or recipe.prompts.name != "data" or recipe.sources is not None
+    ):
+        raise fault(
+            ("generation", "responses"),
+            "the data have responses to their own prompts only, none of source models; say prompts: {name: data, ..}",
+        )
     if recipe.prompts is None:
         if not world and recipe.sources is None:
             raise fault((), "say which prompts a round answers: prompts: {name: data, per_round: ..}")

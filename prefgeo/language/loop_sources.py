@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_backend.data.errors import DataError
+from llm_backend.data.rows import Preferences
 from llm_backend.errors import BackendError
 from llm_backend.generation import Sampling
 from llm_backend.loops import CandidateSource, FixedSource, FusionSource, PolicyStore, RoundSource, StoredPolicy
-from llm_backend.pairing import PairRule
+from llm_backend.pairing import PairRule, RecordedResponses
 from llm_backend.prompts import FixedPrompts, PromptSource, SelfInstruct, SelfInstructOptions, load_seed_tasks
 from prefgeo.language.data import HELD_OUT, TRAIN, LanguageTexts, find_source
 from prefgeo.language.loop_checks import ranking_options
@@ -70,7 +71,7 @@ class LoopParts:
     def sampling(self) -> Sampling:
         """How candidates are drawn."""
         spec = self.recipe.generation
-        found = spec.model_dump(exclude={"engine"})
+        found = spec.model_dump(exclude={"engine", "responses"})
         return Sampling(**found | {"max_new_tokens": spec.max_new_tokens or self.longest_response})
 
     def _parts(self) -> int | None:
@@ -90,6 +91,10 @@ class LoopParts:
             from llm_backend.loops import vllm_generator
 
             engine = {"generator": vllm_generator}
+        if recipe.generation.responses != "own":
+            splits = [*self.texts.splits[TRAIN].rows, *self.texts.splits[HELD_OUT].rows]
+            recorded = RecordedResponses.of(Preferences(tuple(splits), "the data"))
+            engine |= {"recorded": recorded, "own": recipe.generation.responses == "both"}
         return CandidateSource(
             prompts=self._prompts(store),
             n_prompts=self.per_round,
@@ -123,7 +128,7 @@ class LoopParts:
 
         def make() -> PromptSource:
             tasks = [each.prompt for each in load_seed_tasks(seeds)]
-            return SelfInstruct(tasks, SelfInstructOptions(**options), folder=folder)
+            return SelfInstruct(tasks, SelfInstructOptions.of(options), folder=folder)
 
         return self._checked(("prompts",), make)
 

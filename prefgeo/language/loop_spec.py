@@ -40,8 +40,10 @@ class PromptsSpec(Section):
 class GenerationSpec(Section):
     """How a policy writes: ``candidates`` responses to each prompt, sampled at ``temperature`` from the ``top_k`` (0:
     all) likeliest tokens that hold ``top_p`` of the probability, of up to ``max_new_tokens`` (left out: as many as the
-    longest response of the data), ``batch_size`` at once. ``engine``: hf (transformers), or vllm where installed."""
+    longest response of the data), ``batch_size`` at once. ``engine``: hf (transformers), or vllm where installed.
+    ``responses``: the policy's ``own``, those ``recorded`` in the data (ranked anew), or ``both``."""
 
+    responses: Literal["own", "recorded", "both"] = "own"
     candidates: Annotated[int, Field(ge=2)] = 4
     temperature: Positive = 1.0
     top_p: Part = 1.0
@@ -49,6 +51,13 @@ class GenerationSpec(Section):
     max_new_tokens: Count | None = None
     batch_size: Count = 64
     engine: Literal["hf", "vllm"] = "hf"
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> GenerationSpec:
+        ignored = self.model_fields_set - {"responses"}
+        if self.responses == "recorded" and ignored:
+            raise ValueError(f"responses: recorded would ignore {', '.join(sorted(ignored))}; leave it out")
+        return self
 
 
 class RankingSpec(Section):
