@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class ModelGenerator:
     """A ``Generator`` over a causal LM of transformers (PEFT models too) and its tokenizer.
 
-    Prompts get the token ids that training with ``options`` gives them. A response ends with EOS of training, or any
-    end token of the model's generation configuration; its other settings are not looked at: ``Sampling`` says all.
+    Prompts get the token ids that training with ``options`` gives them (``prompt_ids``). A response ends with EOS of
+    training, or any end token of the model's generation configuration, whose other settings are not looked at:
+    ``Sampling`` says all.
     Raises: DataError for a tokenizer without EOS, ModelError for one that has more tokens than the model.
     """
 

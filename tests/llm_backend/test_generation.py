@@ -15,6 +15,7 @@ from llm_backend.generation import GenerationError, ModelGenerator, Sampling  # 
 from llm_backend.generation.draws import next_probabilities, sampled_tokens, uniform_draws  # noqa: E402
 from llm_backend.generation.writing import write_tokens  # noqa: E402
 from llm_backend.models import new_model, tiny_config  # noqa: E402
+from llm_backend.token_options import TokenOptions  # noqa: E402
 from llm_backend.tokenization import tokenize_preferences  # noqa: E402
 from llm_backend.toy import make_model, make_tokenizer  # noqa: E402
 
@@ -151,13 +152,15 @@ def test_lines_that_end_leave_the_batch_without_a_trace() -> None:
 
 
 def test_prompts_are_those_of_training(monkeypatch) -> None:
-    """What the model is shown first are the prompt ids that tokenisation for training gives, for text and messages."""
+    """What the model is shown first are the prompt ids that tokenisation for training gives, for text and messages,
+    whole or cut on the left."""
     model = make_model(len(TOKENIZER))
-    for prompts in (TEXTS, CHAT):
+    cut = TokenOptions(max_prompt_length=4, truncation="cut_prompt_left")
+    for prompts, options in ((TEXTS, None), (CHAT, None), (TEXTS, cut), (CHAT, cut)):
         answer = [{"role": "assistant", "content": "a dog"}] if prompts is CHAT else " a dog"
         other = [{"role": "assistant", "content": "a cat"}] if prompts is CHAT else " a cat"
         rows = [PreferenceRow(i, prompt, answer, other) for i, prompt in enumerate(prompts)]
-        expected = tokenize_preferences(rows, TOKENIZER).dataset["prompt_ids"]
+        expected = tokenize_preferences(rows, TOKENIZER, options).dataset["prompt_ids"]
         shown, forward = [], type(model).forward
 
         def seen(self, *, input_ids, attention_mask, shown=shown, forward=forward, **rest):
@@ -166,9 +169,11 @@ def test_prompts_are_those_of_training(monkeypatch) -> None:
             return forward(self, input_ids=input_ids, attention_mask=attention_mask, **rest)
 
         monkeypatch.setattr(type(model), "forward", seen)
-        ModelGenerator(model, TOKENIZER).generate(prompts, Sampling(max_new_tokens=2, batch_size=3), seed=0)
+        generator = ModelGenerator(model, TOKENIZER, options)
+        generator.generate(prompts, Sampling(max_new_tokens=2, batch_size=3), seed=0)
         monkeypatch.undo()
         assert sorted(shown) == sorted(list(each) for each in expected)
+        assert options is None or max(map(len, shown)) == 4
 
 
 def test_several_end_tokens_end_a_response() -> None:

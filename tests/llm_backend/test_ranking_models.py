@@ -123,6 +123,15 @@ def test_a_reward_model_scores_each_response_as_if_alone(pad, prompts) -> None:
     assert model.training
 
 
+def test_a_reward_model_reads_tokens_that_merge_across_the_joint() -> None:
+    model = classifier()
+    whole = TOKENIZER("the cat")["input_ids"]
+    assert whole != TOKENIZER("the c")["input_ids"] + TOKENIZER("at", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([whole])).logits.item()
+    assert RewardModelRanker(model, TOKENIZER).scores(["the c"], [["at"]])[0, 0] == pytest.approx(expected, rel=1e-6)
+
+
 def test_an_encoder_reads_pairs_with_segments() -> None:
     tokenizer = bert_tokenizer()
     model = classifier(BertConfig, vocab_size=len(tokenizer), scale=100.0)
