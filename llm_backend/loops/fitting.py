@@ -26,7 +26,7 @@ from llm_backend.loops.loop_trainer import (
 )
 from llm_backend.loops.policies import StoredPolicy
 from llm_backend.loops.rows import LoopRows
-from llm_backend.loops.store import PolicyStore, key_of
+from llm_backend.loops.store import POLICIES, PolicyStore, key_of
 from llm_backend.loops.training import LoopTraining, Steps, arguments, plain_training
 from llm_backend.models import Lora, open_for_training
 from llm_backend.reference import Reference, ReferenceLogProbs, rows_hash
@@ -100,7 +100,9 @@ class Fit:
         known = self.store.recall(FITS, key)
         if known is None or not self.store.has(known["policy"]):
             self._forget_others(key, folder)
-            known = self._train(key, folder, monitor)
+            began = "" if folder is None or folder.parent.name == key else folder.parent.name
+            self._forget_parts(began)
+            known = self._train(key, folder, monitor) | {"reference": self.reference.digest, "began": began}
             self.store.remember(FITS, key, known)
         elif monitor is not None:
             _replay(known["lines"], begun, monitor)
@@ -202,6 +204,20 @@ class Fit:
         for folder in root.iterdir() if root.is_dir() else ():
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _forget_parts(self, began: str) -> None:
+        """Where this is part t of a training: drop policy t - 2 and the reference of part t - 1, which nobody opens.
+
+        The journal of the loop names policy t - 1 and the reference of part t by now.
+        """
+        before = self.store.recall(FITS, began) if began else None
+        if before is None:
+            return
+        earlier = self.store.recall(FITS, before["began"]) if before["began"] else None
+        done_with = {before["reference"]} | ({earlier["policy"]} if earlier else set())
+        for digest in done_with - {self.start.digest, self.reference.digest, before["policy"]}:
+            if self.store.has(digest):
+                self.store.drop(StoredPolicy(digest, self.store.root / POLICIES / digest))
 
 
 def _replay(lines: list[Line], begun: int, monitor: Monitor) -> None:

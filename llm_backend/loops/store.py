@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,14 @@ class PolicyStore:
         (self.root / DROPPED / policy.digest).touch()
         shutil.rmtree(policy.path, ignore_errors=True)
         self._intact.discard(policy.digest)
+
+    def keep_only(self, policies: Iterable[StoredPolicy]) -> int:
+        """Drop all other policies, as after a run whose last one is all that is wanted; the bytes that this frees."""
+        before, kept = self.size(), {policy.digest for policy in policies}
+        for folder in list((self.root / POLICIES).iterdir()):
+            if folder.name not in kept:
+                self.drop(StoredPolicy(folder.name, folder))
+        return before - self.size()
 
     def size(self) -> int:
         """Bytes of all policies on disk."""

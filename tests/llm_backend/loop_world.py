@@ -1,4 +1,4 @@
-"""A tiny world of loops on language models, for tests; as a script: one loop in a folder, for tests that kill it.
+"""A tiny world of loops on language models, for tests.
 
 The gold reward is a checksum of the text: nothing to learn, but hardly a tie, and the same everywhere.
 """
@@ -6,7 +6,6 @@ The gold reward is a checksum of the text: nothing to learn, but hardly a tie, a
 from __future__ import annotations
 
 import gc
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,3 @@ LOOPS = {
         world, DPO, update=Update("soft", 0.5, 2), data=PAIRS, plan=PLAN, **options
     ),
 }
-
-if __name__ == "__main__":
-    place, name = Path(sys.argv[1]), sys.argv[2]
-    done = LOOPS[name](backend(place / "store"), journal=journal(place / "run"))
-    print(done.policy.digest)

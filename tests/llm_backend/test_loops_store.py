@@ -111,6 +111,8 @@ def test_a_dropped_policy_can_be_named_but_not_opened(store):
         again.model(policy)
     assert again.add(loop_world.model(WORDS), WORDS) == policy
     assert again.model(policy) is not None
+    other = again.add(loop_world.model(WORDS, seed=1), WORDS)
+    assert again.keep_only([other]) > 0.9 * before and again.has(other.digest) and not again.has(policy.digest)
 
 
 def test_a_policy_that_was_not_written_whole_is_not_there(store):

@@ -29,6 +29,7 @@ from prefgeo.algorithms.sppo import sppo
 from prefgeo.algorithms.tpmm import Weighting, tpmm
 from prefgeo.algorithms.tr_dpo import Update, tr_dpo
 from prefgeo.algorithms.wrpo import wrpo
+from prefgeo.backend import FitPlan
 
 SPEC = importlib.util.spec_from_file_location("loop_world", Path(__file__).parents[1] / "llm_backend" / "loop_world.py")
 assert SPEC is not None and SPEC.loader is not None
@@ -111,6 +112,27 @@ def test_segments_of_tr_dpo_are_one_training(shared: Any) -> None:
     soft = tr_dpo(shared, DPO, update=Update("soft", 1.0, 2), data=PAIRS, plan=PLAN)
     hard = tr_dpo(shared, DPO, update=Update("hard", 0.3, 2), data=PAIRS, plan=PLAN)
     assert soft.policy == hard.policy != dpo.policy
+
+
+def test_parts_of_tr_dpo_do_not_fill_the_disk(tmp_path: Path) -> None:
+    """Of policies and references between parts, at most those of the last two are there at any time."""
+    backend = loop_world.backend(tmp_path / "store")
+    most, fit = 0, backend.fit
+
+    def spy(*parts: Any, **options: Any) -> Any:
+        nonlocal most
+        found = fit(*parts, **options)
+        most = max(most, len(list((backend.store.root / "policies").iterdir())))
+        return found
+
+    backend.fit = spy
+    plan = FitPlan("adam", rate=lambda rows: 3e-3, steps=6, batch_size=4)
+    run = loop_world.journal(tmp_path / "run")
+    done = tr_dpo(backend, DPO, update=Update("soft", 0.5, 1), data=PAIRS, plan=plan, journal=run)
+    assert most <= 5, "base, two policies and two references"
+    backend.store.check(done.policy), backend.store.check(done.reference)
+    whole = tr_dpo(loop_world.backend(tmp_path / "b"), DPO, update=Update("soft", 0.5, 1), data=PAIRS, plan=plan)
+    assert whole.policy == done.policy
 
 
 @pytest.mark.parametrize("name", loop_world.LOOPS)
