@@ -5,8 +5,9 @@ from __future__ import annotations
 from llm_backend.prompts.errors import PromptError
 from llm_backend.prompts.fixed import FixedPrompts
 from llm_backend.prompts.instruction_filters import InstructionFilters
+from llm_backend.prompts.options import SelfInstructOptions
 from llm_backend.prompts.seed_tasks import SeedTask, load_seed_tasks, seed_tasks_from_records
-from llm_backend.prompts.self_instruct import SelfInstruct, SelfInstructOptions
+from llm_backend.prompts.self_instruct import SelfInstruct
 from llm_backend.prompts.source import PromptBatch, PromptSource
 
 __all__ = [

@@ -264,6 +264,12 @@ def test_answers_are_taken_away(text: str, plain: str) -> None:
         (lambda: SelfInstructOptions.of({"example": 3}), "has no option 'example'. Did you mean 'examples'"),
         (lambda: SelfInstructOptions.of({"filters": {"longer": 3}}), "filters has no option 'longer'"),
         (lambda: SelfInstructOptions.of({"filters": 3}), "filters is 3; give names and values"),
+        (lambda: SelfInstructOptions.of({"examples": "3"}), "self-instruct: examples is '3'; it must be of type int"),
+        (lambda: SelfInstructOptions.of({"chat": 1}), "self-instruct: chat is 1; it must be of type bool"),
+        (
+            lambda: SelfInstructOptions.of({"filters": {"banned_words": "war"}}),
+            "banned_words is 'war'; it must be of type",
+        ),
         (lambda: source().prompts(0, 1, generator=Writer(), seed=0), "rounds count from 1, got round 0"),
     ],
 )
@@ -275,6 +281,16 @@ def test_what_is_wrong_is_said_in_one_sentence(make: Any, message: str) -> None:
 def test_options_come_from_plain_values() -> None:
     made = SelfInstructOptions.of({"examples": 3, "filters": {"banned_words": ["war"], "similarity": None}})
     assert made == SelfInstructOptions(examples=3, filters=InstructionFilters(banned_words=("war",), similarity=None))
+
+
+def test_a_round_that_was_given_up_goes_on_with_more_patience(tmp_path: Path) -> None:
+    """The first calls write nothing of use: what they wrote is kept, and the later ones come to it."""
+    answers = ["", "", "", " Describe the harbour of a small town."]
+    with pytest.raises(PromptError, match=r"found 0 of 1 new instructions in 3 calls \(unparseable 3\)"):
+        source(tmp_path, patience=1).prompts(1, 1, generator=Writer(answers), seed=0)
+    writer = Writer(answers)
+    batch = source(tmp_path, patience=5).prompts(1, 1, generator=writer, seed=0)
+    assert batch.counts["unparseable"] == 5 and len(writer.asked) == 3
 
 
 def test_a_folder_belongs_to_one_request(tmp_path: Path) -> None:
