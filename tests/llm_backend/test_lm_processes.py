@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
-torch = pytest.importorskip("torch")
+import torch
+from safetensors.torch import load_file
+
+from llm_backend.models import load_model
 
 SCRIPT = Path(__file__).with_name("process_runs.py")
 SPEC = importlib.util.spec_from_file_location("process_runs", SCRIPT)
@@ -41,6 +44,17 @@ def both(tmp_path_factory):
     codes = [process.wait(timeout=240) for process in started]
     assert codes == [0, 0], "\n".join(path.read_text()[-2000:] for path in folder.glob("*.txt"))
     return folder
+
+
+def test_sharded_weights_have_the_same_gradient(both):
+    """FSDP2 gathers weights as the model runs: the head that scores responses only gets them too."""
+    model = process_runs.small_llama()
+    process_runs.pair_loss(model, process_runs.rows()[:8]).backward()
+    gradients = load_file(both / "gradients.safetensors")
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(gradients[name], value.grad, rtol=1e-9, atol=1e-12)
+    saved = load_model(both / "sharded", dtype="float64").state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("case", process_runs.CASES)
