@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from prefgeo.cli.console import say, stdout
+from prefgeo.cli.rounds_table import show_rounds
 from prefgeo.errors import UsageError
 
 COLUMNS = ("stage", "held-out accuracy", "by margin", "gold reward", "facts", "length")
@@ -42,6 +43,8 @@ def run_language(
     for stage, record in done.result["stages"].items():
         table.add_row(stage, *_row(record))
     console.print(table)
+    if "rounds" in done.result:
+        show_rounds(console, done.result)
     say(console, "95% intervals in brackets, ± one standard error")
     say(console, f"curve in {done.folder / 'curve.png'}, model in {done.folder / 'model'}")
 

@@ -73,12 +73,16 @@ def named_numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
     ``SPLIT/accuracy`` by log-probability, ``SPLIT/accuracy_by_margin`` by implicit reward, both also by category as
     ``SPLIT/accuracy/CATEGORY``; ``gold``, ``facts`` and ``length`` of generations; all after ``before/`` those of the
-    stage before preference training; ``auxiliary/...``, of AuxDPO's variables.
+    stage before preference training; ``auxiliary/...``, of AuxDPO's variables; of a loop ``round_0/...``, the base
+    policy's, and ``round_t/...``.
     """
     stages = list(result["stages"].values())
     found = _stage_numbers(stages[-1], "") | _auxiliary_numbers(stages[-1].get("auxiliary", {}))
     if len(stages) > 1:
         found |= _stage_numbers(stages[-2], f"{BEFORE}/")
+    rounds = [result["base"], *(each["metrics"] for each in result["rounds"])] if "rounds" in result else []
+    for t, metrics in enumerate(rounds):
+        found |= {f"round_{t}/{name}": float(value) for name, value in metrics.items()}
     return found
 
 
