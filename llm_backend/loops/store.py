@@ -135,7 +135,7 @@ class PolicyStore:
         """Drop all other policies, as after a run whose last one is all that is wanted; the bytes that this frees."""
         before, kept = self.size(), {policy.digest for policy in policies}
         for folder in list((self.root / POLICIES).iterdir()):
-            if folder.name not in kept:
+            if len(folder.name) == 64 and folder.name not in kept:
                 self.drop(StoredPolicy(folder.name, folder))
         return before - self.size()
 

@@ -154,6 +154,8 @@ def test_label_noise_is_of_the_round_or_of_the_pair(world):
     flips = [[row.flipped for row in rows] for rows in noisy]
     assert flips[0] != flips[1] and 0 < sum(flips[0]) < 12
     assert [row.flipped for row in draw(world, source, flip=0.5).preferences.rows] == flips[0]
+    apart = draw(world, source, flip=0.5, split="heldout").preferences.rows
+    assert [row.flipped for row in apart] != flips[0][:6], "held-out rows have noise of their own"
     stays = loop_world.fixed(flip_mode="persistent")
     kept = [[row.flipped for row in draw(world, stays, flip=0.5, round_index=t).preferences.rows] for t in (1, 2)]
     assert kept[0] == kept[1] and 0 < sum(kept[0]) < 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,22 @@ def test_segments_of_tr_dpo_are_one_training(shared: Any) -> None:
     soft = tr_dpo(shared, DPO, update=Update("soft", 1.0, 2), data=PAIRS, plan=PLAN)
     hard = tr_dpo(shared, DPO, update=Update("hard", 0.3, 2), data=PAIRS, plan=PLAN)
     assert soft.policy == hard.policy != dpo.policy
+
+
+def test_a_segment_of_tr_dpo_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    """After a hard update policy and reference are one: the next step begins at ln 2, and only the rest is trained."""
+    run = tmp_path / "run"
+    plan = FitPlan("adam", rate=lambda rows: 3e-2, steps=5, batch_size=12, log_every=1)
+    tr_dpo(
+        loop_world.backend(tmp_path / "store"), DPO, update=Update("hard", every=2), data=PAIRS, plan=plan,
+        journal=loop_world.journal(run),
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    at_start = [abs(line["loss"] - np.log(2.0)) < 1e-5 for line in lines]
+    assert at_start == [True, False, True, False, True]
+    moved = [line["logps/chosen"] for line in lines]
+    assert len(set(moved)) == 5, "each step moves the policy on"
 
 
 def test_parts_of_tr_dpo_do_not_fill_the_disk(tmp_path: Path) -> None:
