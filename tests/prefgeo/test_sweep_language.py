@@ -136,6 +136,27 @@ def test_finished_runs_are_not_run_again(finished: Path, tmp_path: Path, monkeyp
     }
 
 
+def test_auxdpo_is_dpo_until_a_row_is_met_again(tmp_path: Path) -> None:
+    """In the first epoch every delta that the loss reads is still zero, whatever the mode's constraint: the same
+    weights, bit for bit. In the second it is not. (exact moves all of delta at every step.)"""
+    modes = {"dual": {"mode": "dual"}, "untied": {"mode": "batch_penalty", "tied": False}}
+    cases: dict[str, Any] = {"dpo": {"objective": {"name": "dpo"}}}
+    for name, mode in modes.items():
+        section = mode | {"learning_rate": 0.5, "dimensions": "skip"}
+        cases[name] = {"objective": {"name": "auxdpo"}, "auxiliary": section}
+    recipe = {**RECIPE, "training": {"learning_rate": 0.01, "epochs": 1, "batch_size": 16}}
+    grid = {"training.epochs": [1, 2]}
+    path = write(tmp_path, recipe=recipe, cases=cases, grid=grid, seeds=[3], baseline={"case": "dpo"})
+    assert not run_sweep(path, "torch", tmp_path / "out").failures
+    units = sweep_units(load_sweep(path), "torch")
+    weights = [(tmp_path / "out" / "runs" / unit.key / "model" / "model.safetensors").read_bytes() for unit in units]
+    once, twice = weights[0::2], weights[1::2]
+    assert once[0] == once[1] == once[2]
+    assert len(set(twice)) == 3
+    table = parquet.read_table(tmp_path / "out" / "results.parquet").to_pydict()
+    assert table["auxiliary/delta_rms"][0] is None and min(table["auxiliary/delta_rms"][2:]) > 0.1
+
+
 def test_a_seed_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     bad = {"name": "ipo", "options": {"tau": 1e-30}}
     path = write(tmp_path, grid={"objective": [{"name": "dpo"}, bad]}, baseline={}, seeds=[3])
