@@ -64,6 +64,7 @@ FIGURES: dict[str, str] = {
     "aipo_frontier": "figures.aipo.frontier",
     "aipo_sources": "figures.aipo.sources",
     "aipo_agreement": "figures.aipo.agreement",
+    "aipo_ablations": "figures.aipo.ablations",
     "alpha_dpo_margins": "figures.alpha_dpo.margins",
     "wrpo_alpha": "figures.wrpo.alpha_sweep",
     "wrpo_sources": "figures.wrpo.sources",

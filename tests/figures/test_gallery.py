@@ -53,6 +53,7 @@ SMALL = {
         {"skews": [0.0, 2.0], "seeds": 3, "rounds": 3, "n_prompts": 200},
         [True, False, True, False, False],
     ),
+    "aipo_ablations": ({"filter_bias": [0.06], "seeds": 3, "rounds": 3, "n_prompts": 150}, [False] * 5),
     "alpha_dpo_margins": (
         {"alphas": [0.1, 1.0], "noise": [0.0, 0.3], "seeds": 3, "n_prompts": {"e4": 150, "e5": 200}},
         [False] * 6,
