@@ -127,6 +127,13 @@ def test_moving_delta_on_every_third_step_changes_nothing_but_the_time() -> None
     assert found.scores.n_pull == found.scores.n_push == 500
 
 
+def test_a_random_problem_reaches_theta_loc_when_delta_moves_on_every_fourth_step() -> None:
+    problem = RandomLogLinear(seed=0, features=3).build()
+    found = fit(problem, "dual", steps=1600, every=4)
+    np.testing.assert_allclose(found.theta, rlhf_local(problem).theta, rtol=0, atol=SETTLED)
+    assert found.residual_norm < 1e-7
+
+
 def test_the_dual_vector_is_needed_where_the_loss_pulls_against_the_constraint() -> None:
     """With a ridge the constraint has a price (y != 0): dual reaches the constrained optimum, a penalty alone not."""
     problem = RandomLogLinear(seed=2, features=3).build()
