@@ -1,4 +1,4 @@
-"""The Backend protocol: all that an algorithm may ask of a world. Exact and torch backends satisfy it structurally."""
+"""The Backend protocol: all that an algorithm may ask. Exact, torch and language-model backends satisfy it structurally."""
 
 from __future__ import annotations
 

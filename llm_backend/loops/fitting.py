@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from dataclasses import dataclass
@@ -136,6 +137,9 @@ class Fit:
         trained = trainer.model
         del trainer, model, live
         policy = store.add(trained.to("cpu"), self.start)
+        del trained
+        gc.collect()  # trainer, optimiser and callbacks hold one another
+        store.release()
         return {"policy": policy.digest, "loss": loss, "lines": lines}
 
     def _opened(self) -> Any:
@@ -155,6 +159,8 @@ class Fit:
         self, model: Any, reference: ReferenceLogProbs | None, live: Reference | None, folder: Path
     ) -> LoopTrainer:
         told = arguments(self.steps, self.training, folder, seed=self.seed, device=self.store.device)
+        if told.world_size > 1:
+            raise LoopError("a loop runs in one process, which alone writes to its store; start it without a launcher")
         # the fit's key has the reference; the parts of a training differ in it
         identity = {"training": self.training_key(), "reference": "that of each part"}
         if self.supervised:

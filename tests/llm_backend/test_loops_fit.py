@@ -190,7 +190,7 @@ def test_a_checkpoint_that_is_gone_or_of_another_training_is_told(tmp_path):
         fit(world, Killer(resume={"step": 1, "arrays": {"theta": np.zeros(3)}, "objective": {}}))
 
 
-def test_what_cannot_be_trained_is_told(tmp_path):
+def test_what_cannot_be_trained_is_told(tmp_path, monkeypatch):
     world = world_of(tmp_path)
     cases = [
         (dict(how=FitPlan("exact")), "has no exact minimiser; train it with the optimiser adam"),
@@ -210,6 +210,10 @@ def test_what_cannot_be_trained_is_told(tmp_path):
             fit(world, **options)
     with pytest.raises(LoopError, match="there are no rows to train on"):
         fit(world, data=LoopRows([], {"kept": 0}), how=plan(epochs=None, steps=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.TrainingArguments.world_size", 2)
+        with pytest.raises(LoopError, match="a loop runs in one process, which alone writes to its store"):
+            fit(world)
     half = world_of(tmp_path, "half", dtype="bfloat16", trainable=Lora(2))
     with pytest.raises(LoopError, match="bfloat16 would round them away; store policies in float32"):
         fit(half)

@@ -14,9 +14,9 @@ pytest.importorskip("torch")
 
 from scipy.special import expit
 
-from llm_backend.data import Preferences
+from llm_backend.data import FusionPrompt, Preferences
 from llm_backend.generation import ModelGenerator
-from llm_backend.loops import Draw, LoopError, SourcesByKind, StoreError
+from llm_backend.loops import Draw, FusionSource, LoopError, SourcesByKind, StoreError
 from llm_backend.loops.chunk_log import ChunkLog
 from llm_backend.pairing import PairRule
 from llm_backend.prompts import FixedPrompts, PromptBatch
@@ -268,6 +268,29 @@ def test_the_target_may_write_its_own_responses(world):
     assert len(strict.preferences.rows) + sum(dropped.values()) == 12
     parts = [draw(world, source, part=(i, 2)) for i in (0, 1)]
     assert sorted(texts(parts[0]) + texts(parts[1])) == sorted(texts(found))
+
+
+def test_prompts_may_be_messages(world):
+    """Candidates and fusion of chats: every row goes through the template, and trains."""
+    chats = [[{"role": "user", "content": prompt}] for prompt in loop_world.PROMPTS]
+    source = loop_world.candidates(prompts=FixedPrompts(chats, rounds="same"))
+    assert texts(draw(world, source))[0][1][0]["role"] == "assistant"
+    fused = [
+        FusionPrompt(
+            [{"role": "user", "content": each.prompt}],
+            tuple(replace(one, response=[{"role": "assistant", "content": one.response}]) for one in each.sources),
+            (),
+        )
+        for each in loop_world.recorded()
+    ]
+    both = FusionSource(preferences=fused, supervised=fused, target=source)
+    for kind, chosen in ((source, "candidates"), (both, "candidates"), (both, "hybrid"), (both, "supervised")):
+        backend = world.__class__(world.store, world.base, kind, world.training, world.evaluator, seed=world.seed)
+        found = backend.preferences(world.base, kind=chosen, flip=0.0, round_index=1)
+        assert found.n_rows > 6
+        text = world.store.tokenizer(world.base).decode(found.rows[0]["prompt_ids"])
+        assert text.startswith("<s><|user|>say") and text.endswith("<|assistant|>")
+    assert backend.n_runs == 1
 
 
 def test_several_sources_are_asked_for_their_own_kinds(world):
