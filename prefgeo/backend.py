@@ -1,4 +1,4 @@
-"""The Backend protocol: all that an algorithm may ask. Exact, torch and language-model backends satisfy it structurally."""
+"""The Backend protocol: all that an algorithm may ask. Exact, torch and language-model backends have its structure."""
 
 from __future__ import annotations
 
