@@ -54,7 +54,8 @@ def recipe(folder: Path, **sections: Any) -> Path:
 
 
 MODES: dict[str, dict[str, Any]] = {
-    "dual": {}, "dual, no weights": {"weights": "none", "dual_every": 2, "every": 2}, "exact": {"gauge": True},
+    "dual": {}, "dual, no weights": {"weights": "none", "dual_every": 2, "every": 2, "dimensions": "estimate"},
+    "exact": {"gauge": True},
     "cross_batch": {"optimiser": "sgd", "momentum": 0.5, "learning_rate": 0.5},
     "batch_penalty": {"tied": False, "ridge": 0.1}, "official_compat": {"tied": False, "cap": 2.0},
 }  # fmt: skip
@@ -71,11 +72,12 @@ def test_each_mode_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str], na
     n_rows = done.result["data"]["train"]["kept"]
     assert found["variables"] == (2 * n_rows if "tied" in spec else n_rows)  # three responses to three rows
     assert found["parameters"] == 8 + 8 and found["rank"] == [8, 8]  # the other half of LoRA is multiplied by zero
+    assert found.get("active_parameters") == (8 if "dimensions" in spec else None)  # counted in samples
     assert found["delta_rms"] == lines[-1]["delta_rms"] > 0.01 and np.isfinite(lines[-1]["loss"])
     if name.split(",")[0] in ("dual", "exact"):
         assert found["delta_residual"] < 0.05 * found["delta_rms"] and (name != "exact" or not found["delta_residual"])
     said = capsys.readouterr().out
-    assert f"AuxDPO: {found['variables']} auxiliary variables, 16 trainable parameters, rank" in said
+    assert f"AuxDPO: {found['variables']} auxiliary variables, 16 trainable parameters, " in said and "rank 8" in said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["auxiliary"]
     assert manifest["verdict"] == found["verdict"] and found["verdict"] in said
 
