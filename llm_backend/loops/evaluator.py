@@ -11,7 +11,7 @@ from llm_backend.data import Preferences
 from llm_backend.data.rows import Content
 from llm_backend.evaluation.encoding import TokenSet
 from llm_backend.evaluation.kl import token_kl
-from llm_backend.generation import ModelGenerator, Sampling
+from llm_backend.generation import ModelGenerator, Response, Sampling
 from llm_backend.generation.texts import prompt_encoder, prompt_ids
 from llm_backend.loops.errors import LoopError
 from llm_backend.loops.policies import StoredPolicy
@@ -79,13 +79,8 @@ class LoopEvaluator:
                 raise LoopError(f"{self.gold.name} gave no verdict on {int(np.isnan(scores).sum())} responses")
             found["gold"] = float(scores.mean())
         if self.kl:
-            ids = prompt_ids(prompt_encoder(tokenizer, self.tokens), self.prompts, range(len(self.prompts)))
-            sets = [
-                TokenSet(i, before, [list(one.token_ids) for one in each], (), "", "", "")
-                for i, (before, each) in enumerate(zip(ids, written, strict=True))
-            ]
-            pad = int(tokenizer.pad_token_id)
-            found["kl"] = float(token_kl(model, self.store.model(self.base), sets, pad_id=pad).mean())
+            base = self.store.model(self.base)
+            found["kl"] = sample_kl(model, base, self.prompts, written, tokenizer, self.tokens)
         return found
 
     def _of_pairs(self, model: Any) -> dict[str, float]:
@@ -97,6 +92,23 @@ class LoopEvaluator:
             columns = Reference.named("evaluated", each).log_probs(self.rows, pad_id=pad).columns
             gaps.append(columns["reference_chosen"] - columns["reference_rejected"])
         return {"accuracy": _share(gaps[0]), "margin_accuracy": _share(gaps[0] - gaps[1])}
+
+
+def sample_kl(
+    model: Any,
+    base: Any,
+    prompts: Sequence[Content],
+    written: Sequence[Sequence[Response]],
+    tokenizer: Any,
+    tokens: TokenOptions,
+) -> float:
+    """The mean of sum_t KL(model || base) along the responses that the model wrote to each prompt, in nats."""
+    ids = prompt_ids(prompt_encoder(tokenizer, tokens), prompts, range(len(prompts)))
+    sets = [
+        TokenSet(i, before, [list(one.token_ids) for one in each], (), "", "", "")
+        for i, (before, each) in enumerate(zip(ids, written, strict=True))
+    ]
+    return float(token_kl(model, base, sets, pad_id=int(tokenizer.pad_token_id)).mean())
 
 
 def _share(gap: np.ndarray) -> float:

@@ -10,9 +10,8 @@ import numpy as np
 
 from geometry.pairs import FloatArray
 from llm_backend.data.rows import Content
-from llm_backend.evaluation import TokenSet, token_kl
 from llm_backend.generation import ModelGenerator, Response, Sampling
-from llm_backend.generation.texts import prompt_encoder, prompt_ids
+from llm_backend.loops.evaluator import sample_kl
 from llm_backend.ranking import Ranker, checked_scores
 from llm_backend.token_options import TokenOptions
 from prefgeo.language.evaluation import pair_accuracy
@@ -62,7 +61,8 @@ class LoopMeasures:
             begun = [each.text.split()[:1] for each in said]
             found["marked"] = float(np.mean([bool(words) and words[0] in self.marks for words in begun]))
         if self.sampling.temperature == 1.0 and self.sampling.top_p == 1.0 and self.sampling.top_k == 0:
-            found["kl"] = self._kl(model, said)
+            each = [[one] for one in said]
+            found["kl"] = sample_kl(model, self.base(), self.prompts, each, self.tokenizer, self.tokens)
         if self.world is not None:
             found |= self._judged(self.world, said)
         elif self.gold is not None:
@@ -76,12 +76,6 @@ class LoopMeasures:
             self.prompts, self.sampling, seed=self.seed + LATER
         )
         return [each[0] for each in written]
-
-    def _kl(self, model: Any, said: Sequence[Response]) -> float:
-        encoder = prompt_encoder(self.tokenizer, self.tokens)
-        ids = prompt_ids(encoder, self.prompts, list(range(len(self.prompts))))
-        sets = [TokenSet(i, ids[i], [list(each.token_ids)], (), "", "", "") for i, each in enumerate(said)]
-        return float(token_kl(model, self.base(), sets, pad_id=int(self.tokenizer.pad_token_id)).mean())
 
     def _judged(self, world: TextWorld, said: Sequence[Response]) -> dict[str, float]:
         gold, facts, length = self._verdicts(world, said)
