@@ -11,9 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 
 from llm_backend.auxiliary import AuxiliaryOptions
+from llm_backend.batching import Collator
 from llm_backend.lm_auxiliary import LMAuxiliary
+from llm_backend.log_probs import response_log_probs
 from llm_backend.models import new_model, tiny_config
 from llm_backend.reference import Reference
 from llm_backend.response_trainer import training_arguments
@@ -79,12 +84,43 @@ def train(case, folder, *, batch, split):
     return found
 
 
+def small_llama():
+    """The same weights in every process, its head tied to the embedding."""
+    return new_model(tiny_config("llama", vocab_size=37, width=16), seed=4, dtype="float64")
+
+
+def pair_loss(model, data):
+    """Mean of -log sigma(log pi(chosen) - log pi(rejected))."""
+    found = response_log_probs(model, Collator()(data)).log_probs
+    return -torch.nn.functional.logsigmoid(found["chosen"] - found["rejected"]).mean()
+
+
+def sharded(folder):
+    """Gradient and saved weights of a model whose parameters are spread over the processes, block by block."""
+    model = small_llama()
+    mesh = torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for part in (*model.model.layers, model):
+        fully_shard(part, mesh=mesh)
+    pair_loss(model, rows()[:8]).backward()  # the same rows in each process: the mean of equal gradients
+    gradients = {name: value.grad.full_tensor() for name, value in model.named_parameters()}
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if torch.distributed.get_rank() == 0:
+        save_file(gradients, folder / "gradients.safetensors")
+        whole = small_llama()
+        with torch.no_grad():
+            for value in whole.parameters():
+                value.zero_()  # what is saved comes from the shards
+        whole.load_state_dict(weights)
+        whole.save_pretrained(folder / "sharded")
+
+
 def main(folder):
     """All cases as one of two processes: steps of 8 rows are 2 processes x 2 micro-batches x 2."""
     for case in CASES:
         found = train(case, folder / case, batch=2, split=2)
         if torch.distributed.get_rank() == 0:
             (folder / f"{case}.json").write_text(json.dumps(found))
+    sharded(folder)
     torch.distributed.destroy_process_group()
 
 
