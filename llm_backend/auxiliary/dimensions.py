@@ -145,6 +145,7 @@ def dimensions(slots: Slots, rows: Tensor, weights: Tensor) -> DimensionReport:
     np.add.at(levels, slots.component.numpy(), weighted)
     # rounding in sums that cancel is measured against what was summed
     level_rank = numerical_rank(levels, precision, scale=float(np.linalg.norm(weighted, 2)))
+    level_rank = min(level_rank, rank)  # as it is without rounding: A W C has the columns of A W in other mixtures
     return _report(slots, matrix.shape[1], (rank, rank), (level_rank, level_rank))
 
 

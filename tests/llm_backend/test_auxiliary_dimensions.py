@@ -130,3 +130,17 @@ def test_bad_input_is_refused() -> None:
         estimate_dimensions(slots, scores, [(torch.arange(3), choices[:3])], torch.ones(4))
     with pytest.raises(AuxiliaryError, match="probes must be at least 1"):
         estimate_dimensions(slots, scores, [(torch.arange(4), choices)], torch.ones(4), probes=0)
+
+
+def test_rounding_leaves_the_dimensions_consistent() -> None:
+    """Scores in float32 with singular values at the edge of rounding: the levels' rank stays within the rank of all, so
+    that what delta can reach is never more than there is."""
+    rng = np.random.default_rng(0)
+    n, d = 200, 60
+    left, right = (np.linalg.qr(rng.normal(size=(size, d)))[0] for size in (2 * n, d))
+    sizes = np.where(np.arange(d) < 30, 1.0, 1.4e-4)
+    rows = torch.tensor((left * sizes) @ right.T, dtype=torch.float32)
+    slots = Slots.untied(n)
+    report = dimensions(slots, rows, plain_weights(slots))
+    assert report.rank == (30, 30) and report.level_rank[1] <= report.rank[0]
+    assert report.reachable == (n, n) and report.verdict == "theta unidentified"
