@@ -6,9 +6,17 @@ import numpy as np
 from scipy.special import expit, xlogy
 
 from prefgeo.algorithms.errors import AlgorithmError
-from prefgeo.algorithms.merge_weights import FloatArray, Margins, MergeWeights, kkt_residual, minimise_on_simplex
+from prefgeo.algorithms.merge_weights import (
+    FloatArray,
+    Margins,
+    MergeWeights,
+    kkt_residual,
+    minimise_on_simplex,
+    newton,
+)
 
 TRIALS = 8  # of one step
+PATIENCE, FINE = 8, 1e-6  # steps, and a residual that only exact margins can reach
 VISIBLE = 1e-6  # a decrease of the loss that float32 shows
 Linear = tuple[FloatArray, FloatArray, FloatArray]
 """Margins (R, n), their slopes (R, n, k), the rows' shares (R, n)."""
@@ -31,6 +39,8 @@ def linearised_weights(
     end, a is a Karush-Kuhn-Tucker point of the problem itself. A step mostly costs one evaluation of margins and
     slopes, and margins that are linear take one step. ``tolerance`` bounds the KKT residual; the default leaves room
     for float32.
+    Steps along tangents gain the same factor each, and little where margins bend much. So, where a fine tolerance and
+    exact margins allow it, Newton's steps with learned curvature follow after ``PATIENCE`` of them.
     Source: TPMM-DPO, Eqs. 8, 10 and 12; started from equal weights, as in its w = 0.
 
     Raises: AlgorithmError for bad options, or where the residual stays above ``tolerance``.
@@ -43,7 +53,11 @@ def linearised_weights(
         raise AlgorithmError(f"the entropy coefficient must be a number >= 0, got {entropy!r}")
     shares = np.full((n_runs, k), 1.0 / k)
     here = margins(shares)
-    for _ in range(steps if k > 1 else 0):
+    for step in range(steps if k > 1 else 0):
+        if step >= PATIENCE and entropy > 0.0 and tolerance < FINE:
+            shares = newton(margins, shares, beta=beta, entropy=entropy)
+            here = margins(shares)
+            break
         target = minimise_on_simplex(_tangent(here, shares), n_runs, k, beta=beta, entropy=entropy).shares
         shares, here = _towards(target, shares, here, margins, beta, entropy)
         if float(_residual(here, shares, beta, entropy).max()) <= tolerance:

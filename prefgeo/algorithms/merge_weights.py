@@ -98,6 +98,11 @@ def minimise_on_simplex(margins: Margins, n_runs: int, k: int, *, beta: float, e
     return MergeWeights(shares, value + entropy * spread, spread, kkt_residual(shares, gradient) / (1.0 + entropy))
 
 
+def newton(margins: Margins, shares: FloatArray, *, beta: float, entropy: float) -> FloatArray:
+    """Shares (R, k) nearer to a minimum, from shares within the simplex, with entropy to keep them there."""
+    return _newton(_Value(margins, beta, entropy, 0.0), shares, steps=30)
+
+
 def kkt_residual(shares: FloatArray, gradient: FloatArray) -> FloatArray:
     """How far (R, k) is from a minimum over the simplex, (R,): with nu = <a, g>, the largest of |a (g - nu)| and
     nu - g. Both vanish exactly at Karush-Kuhn-Tucker points."""

@@ -18,6 +18,11 @@ from prefgeo.backend import FitPlan
 
 OPTIONS = {"n_prompts": 60, "n_candidates": 4, "grammar": {"max_length": 24}, "rewards": {"noise_sd": 0.1}}
 
+BENT = {
+    "grammar": {"max_length": 32}, "n_prompts": 160, "n_candidates": 4, "flip_mode": "persistent", "reuse": True,
+    "rewards": {"length_bias": 0.0, "noise_sd": 0.0},
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def trajectory() -> tuple[Any, list[Any], Any]:
@@ -59,3 +64,19 @@ def test_few_evaluations_reach_the_minimum_of_scipy(trajectory: Any) -> None:
 
         best = minimize(value, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14})
         assert value(np.log(found.shares[run])) <= best.fun + 1e-12
+
+
+def test_weights_on_one_run_are_as_exact_where_margins_bend_much() -> None:
+    """As a language model's: one run, its tolerance told by the backend. Tangent steps alone gain 3% each here."""
+    backend = ExactBackend(make_simulation("e3", [1], simulated_options("e3", BENT)))
+    policies = [backend.load()]
+    plan = FitPlan("adam", rate=lambda rows: 0.3, epochs=1, batch_size=16)
+    for t in (1, 2):
+        rows = backend.preferences(policies[-1], kind="candidates", flip=0.3, round_index=t)
+        policies.append(backend.fit(policies[-1], policies[-1], rows, make_objective("dpo", beta=0.1), plan=plan)[0])
+    told = Counted(backend)
+    told.weight_tolerance = 1e-9  # type: ignore[attr-defined]
+    found = learn_weights(told, policies, rows, beta=0.1, entropy=0.05)
+    assert found.residual.max() <= 1e-9 and told.calls < 60
+    usual = learn_weights(backend, policies, rows, beta=0.1, entropy=0.05)
+    assert np.abs(found.shares - usual.shares).max() < 1e-7
