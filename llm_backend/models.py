@@ -123,6 +123,16 @@ def open_for_training(model: PreTrainedModel, parts: str | float | Lora = "all",
     return model
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute activations in the backward pass, also of blocks under which nothing is trained."""
+    inner: Any = unwrap(model)
+    options = {"use_reentrant": False}
+    if hasattr(inner, "activation_checkpointing_enable"):  # its name in later versions of transformers 5
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
 def trainable_count(model: nn.Module) -> tuple[int, int]:
     """Trainable and all parameters."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]

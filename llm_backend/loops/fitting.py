@@ -13,7 +13,6 @@ import numpy as np
 from transformers import PrinterCallback
 
 from llm_backend.lm_fields import needs_live_reference, reference_columns, sides_of
-from llm_backend.log_probs import unwrap
 from llm_backend.loops.errors import LoopError
 from llm_backend.loops.loop_trainer import (
     Line,
@@ -29,7 +28,7 @@ from llm_backend.loops.policies import StoredPolicy
 from llm_backend.loops.rows import LoopRows
 from llm_backend.loops.store import POLICIES, PolicyStore, key_of
 from llm_backend.loops.training import LoopTraining, Steps, arguments, plain_training
-from llm_backend.models import Lora, open_for_training
+from llm_backend.models import Lora, checkpoint_activations, open_for_training
 from llm_backend.reference import Reference, ReferenceLogProbs, rows_hash
 from llm_backend.response_trainer import RowData
 from llm_backend.state_files import MANIFEST
@@ -146,7 +145,7 @@ class Fit:
         model = self.store.load(self.start)
         model = open_for_training(model, self.training.trainable, seed=self.seed).to(self.store.device)
         if self.training.gradient_checkpointing:
-            unwrap(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(model)
         return model
 
     def _log_probs(self, reference: Reference, folder: Path) -> ReferenceLogProbs | None:

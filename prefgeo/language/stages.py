@@ -10,7 +10,7 @@ from transformers import PrinterCallback
 
 from llm_backend.checkpoints import last_checkpoint
 from llm_backend.lm_fields import reference_columns, sides_of
-from llm_backend.log_probs import unwrap
+from llm_backend.models import checkpoint_activations
 from llm_backend.processes import count_and_rank
 from llm_backend.reference import Reference, ReferenceLogProbs
 from llm_backend.response_trainer import ResponseTrainer, training_arguments
@@ -74,7 +74,8 @@ def run_supervised(
     seconds: float,
 ) -> dict[str, Any] | None:  # fmt: skip
     """SFT in place; returns as ``run_preference``."""
-    _save_memory(model, spec)
+    if spec.gradient_checkpointing:
+        checkpoint_activations(model)
     arguments = stage_arguments(spec, len(rows), folder, SFT, seed=seed, device=device)
     trainer = SupervisedTrainer(model, arguments, rows, pad_id=pad_id)
     _train(trainer, folder, SFT, seed, seconds)
@@ -89,7 +90,8 @@ def run_preference(
     """Preference training in place. ``live`` is the reference as a model, ``auxiliary`` AuxDPO's variables, for
     objectives that need them. Returns the whole weights, in the first process, where training sharded them; else
     None, and they are in ``model``."""
-    _save_memory(model, spec)
+    if spec.gradient_checkpointing:
+        checkpoint_activations(model)
     arguments = stage_arguments(spec, len(rows), folder, PREFERENCE, seed=seed, device=device)
     trainer = PreferenceTrainer(
         model, objective, arguments, rows, reference=reference, live_reference=live, auxiliary=auxiliary, pad_id=pad_id
@@ -107,16 +109,6 @@ def training_reference(
     if isinstance(folder, FollowedFolder):
         folder.wait_for_reference()
     return reference.log_probs(rows, sides_of(objective), cache=folder.checkpoints(REFERENCE), pad_id=pad_id)
-
-
-def _save_memory(model: Any, spec: SupervisedTraining) -> None:
-    """Recompute activations in the backward pass, also of blocks under which nothing is trained."""
-    if spec.gradient_checkpointing:
-        inner, options = unwrap(model), {"use_reentrant": False}
-        if hasattr(inner, "activation_checkpointing_enable"):  # its name in later versions of transformers 5
-            inner.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-        else:
-            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def _train(trainer: ResponseTrainer, folder: LanguageFolder, stage: str, seed: int, seconds: float) -> None:

@@ -157,6 +157,42 @@ def test_the_reference_is_who_it_is_said_to_be(tmp_path):
     assert own.lines[0][1]["loss"] == pytest.approx(np.log(2.0), abs=1e-6)
 
 
+def test_each_option_of_training_does_what_it_says(tmp_path):
+    plain_world = world_of(tmp_path, "plain")
+    plain, loss = fit(plain_world)
+    expected = plain_world.store.model(plain).state_dict()
+
+    def trained(name, **options):
+        world = world_of(tmp_path, name, **options)
+        policy, found = fit(world)
+        return policy, world.store.model(policy).state_dict(), found["loss"][0]
+
+    _, saved, _ = trained("memory", gradient_checkpointing=True)
+    half, autocast, near = trained("half", precision="bfloat16")
+    assert half != plain and near == pytest.approx(loss["loss"][0], abs=5e-3)
+    for name, value in expected.items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(autocast[name], value, rtol=0, atol=2e-2)
+    base = plain_world.store.model(plain_world.base).state_dict()
+    _, block, _ = trained("block", trainable="last_block")
+    still = [name for name, value in block.items() if torch.equal(value, base[name])]
+    assert "model.embed_tokens.weight" in still and "model.layers.0.mlp.up_proj.weight" not in still
+    assert trained("clipped", max_grad_norm=1e-4)[0] != plain
+    same, _, other = trained("fewer", loss_rows=3)
+    assert same == plain and other != loss["loss"][0]
+
+
+def test_a_live_reference_is_another_policy_where_that_is_said(tmp_path):
+    """TDPO compares whole distributions with the reference's, which is not the start here."""
+    world, tdpo = world_of(tmp_path), make_objective("tdpo2")
+    moved, _ = fit(world)
+    seen = [Killer() for _ in range(2)]
+    for reference, monitor in zip((world.base, moved), seen, strict=True):
+        world.fit(moved, reference, rows(world), tdpo, plan=plan(), monitor=monitor)
+    first = [monitor.lines[0][1]["loss"] for monitor in seen]
+    assert first[1] == pytest.approx(np.log(2.0), abs=1e-6) and abs(first[0] - np.log(2.0)) > 1e-5
+
+
 def test_supervised_fine_tuning_raises_the_likelihood(tmp_path):
     world = world_of(tmp_path)
     data = world.preferences(world.base, kind="supervised", flip=0.0, round_index=1)

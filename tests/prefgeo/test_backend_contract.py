@@ -120,6 +120,12 @@ class BackendContract:
         assert losses["loss"].shape == np.shape(backend.counts(self.pairs(backend))["kept"])
         assert whole.lines[-1] == rest.lines[-1] and whole.lines[0] == broken.lines[0]
 
+    def test_a_rate_of_nothing_changes_nothing(self, backend: Any) -> None:
+        still = FitPlan("gd", rate=lambda data: 1e-300, steps=2)
+        policy, losses = backend.fit(backend.load(), backend.load(), self.pairs(backend), DPO(), plan=still)
+        assert same(backend, policy, backend.load())
+        np.testing.assert_allclose(losses["loss"], np.log(2.0), rtol=1e-6)
+
     def test_merging_identical_policies_changes_nothing(self, backend: Any) -> None:
         policy = self.trained(backend)
         for weights in ([0.5, 0.5], [0.3, 0.7]):
