@@ -25,6 +25,7 @@ from llm_backend.auxiliary import (  # noqa: E402
     plain_weights,
 )
 from llm_backend.auxiliary.dimensions import DimensionReport  # noqa: E402
+from llm_backend.auxiliary.null_basis import null_basis  # noqa: E402
 from llm_backend.finite import FinitePolicy  # noqa: E402
 
 
@@ -144,3 +145,17 @@ def test_rounding_leaves_the_dimensions_consistent() -> None:
     report = dimensions(slots, rows, plain_weights(slots))
     assert report.rank == (30, 30) and report.level_rank[1] <= report.rank[0]
     assert report.reachable == (n, n) and report.verdict == "theta unidentified"
+
+
+@pytest.mark.parametrize(("rank", "nullity"), [(4, 2), (6, 0)])
+def test_the_null_space_of_more_parameters_than_anything_square_could_hold(rank: int, nullity: int) -> None:
+    """Six variables and 200,000 parameters: no d x d matrix is made, and a basis of nothing is a basis too."""
+    rng = np.random.default_rng(1)
+    rows = torch.tensor(rng.normal(size=(6, rank)) @ rng.normal(size=(rank, 200_000)), dtype=torch.float32)
+    slots = Slots.untied(3)
+    basis = null_basis(slots, rows, plain_weights(slots))
+    assert basis.shape == (6, nullity)
+    if nullity:
+        residual = rows.double().T @ basis
+        assert float(residual.abs().max()) < 1e-5 * float(rows.abs().max())
+        np.testing.assert_allclose((basis.T @ basis).numpy(), np.eye(nullity), atol=1e-12)
