@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,10 +32,12 @@ class Endpoint:
     """``url`` is the base (.../v1) or whole (.../chat/completions) address; ``model`` is its name there.
 
     The key is read from the environment variable ``key_variable`` when it is needed, and kept nowhere. ``parameters``
-    go into each request as they are. A request that fails in passing (no connection, no answer within ``timeout``
+    go into each request as they are. A request that fails in passing (no connection, no whole answer within ``timeout``
     seconds, status 408, 409, 425, 429 or from 500, a body that is no chat completion) is sent again up to ``retries``
     times, after ``first_wait``, 2 ``first_wait``, 4 ``first_wait``, ... seconds or what Retry-After says, but at most
-    ``longest_wait``. Raises: RankingError for a setting out of its range.
+    ``longest_wait``. The time is looked at whenever a part of the answer comes, and a silence of ``timeout`` ends it
+    too: a server that sends a byte now and then holds a request up for twice ``timeout`` at most once its headers are
+    there. Raises: RankingError for a setting out of its range.
     """
 
     url: str
@@ -118,7 +122,7 @@ class Client:
         body = {**self.endpoint.parameters, "model": self.endpoint.model}
         body["messages"] = [{"role": "user", "content": text}]
         try:
-            reply = self._client.post(self.endpoint.address, json=body)
+            reply, answer = self._send(body)
         except self._httpx.TimeoutException:
             raise PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
         except self._httpx.TransportError as problem:
@@ -129,12 +133,23 @@ class Client:
         if status != 200:
             raise RankingError(
                 f"the judge {self.endpoint.model} at {self.endpoint.url} refused with status {status}: "
-                f"{self._without_key(reply.text)}"
+                f"{self._without_key(answer)}"
             )
         try:
-            return _content(reply.json())
+            return _content(json.loads(answer))
         except (ValueError, KeyError, IndexError, TypeError):
-            raise PassingError(f"a body that is no chat completion: {self._without_key(reply.text)}") from None
+            raise PassingError(f"a body that is no chat completion: {self._without_key(answer)}") from None
+
+    def _send(self, body: Mapping[str, Any]) -> tuple[Any, str]:
+        """The response and its text. httpx bounds the wait for each part; this also bounds them together."""
+        end = time.monotonic() + self.endpoint.timeout
+        content = bytearray()
+        with self._client.stream("POST", self.endpoint.address, json=body) as reply:
+            for part in reply.iter_bytes():
+                content += part
+                if time.monotonic() > end:
+                    raise self._httpx.ReadTimeout("the answer comes too slowly")
+        return reply, content.decode("utf-8", errors="replace")
 
     def _without_key(self, text: str) -> str:
         shown = text if self._key is None else text.replace(self._key, "***")
