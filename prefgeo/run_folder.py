@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from prefgeo.folders import Folder
+from prefgeo.tracking import FOLDERS, report
 
 Arrays = Mapping[str, NDArray[Any]]
 CONFIG, MANIFEST, METRICS, RESULT = "config.json", "manifest.json", "metrics.jsonl", "result.json"
@@ -30,7 +32,8 @@ class RunFolder(Folder):
 
     @classmethod
     def _ours(cls, name: str) -> bool:
-        return super()._ours(name) or (name.startswith(STAGE) and name.endswith(".safetensors"))
+        tracked = name in FOLDERS.values()
+        return tracked or super()._ours(name) or (name.startswith(STAGE) and name.endswith(".safetensors"))
 
     @property
     def has_progress(self) -> bool:
@@ -41,6 +44,8 @@ class RunFolder(Folder):
         """Remove what this run wrote, for a run that could not begin."""
         for name in self.files:
             (self.path / name).unlink(missing_ok=True)
+        for name in FOLDERS.values():
+            shutil.rmtree(self.path / name, ignore_errors=True)
         self.path.rmdir()
 
     def write_arrays(self, name: str, arrays: Arrays, notes: Mapping[str, str]) -> None:
@@ -55,9 +60,10 @@ class RunFolder(Folder):
             return {key: stored.get_tensor(key) for key in stored.keys()}, json.loads(stored.metadata()[NOTES])  # noqa: SIM118
 
     def append_metrics(self, lines: list[Mapping[str, Any]]) -> None:
-        """Add lines to metrics.jsonl."""
+        """Add lines to metrics.jsonl, and tell the trackers."""
         with (self.path / METRICS).open("a", encoding="utf-8") as stream:
             stream.write("".join(json.dumps(line) + "\n" for line in lines))
+        report(lines)
 
     def metrics_size(self) -> int:
         """The bytes of metrics.jsonl so far, safely on disk."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,7 @@ from prefgeo.errors import UsageError, look_up
 from prefgeo.language.recipe import is_language_recipe
 from prefgeo.preparation import BACKENDS
 from prefgeo.runs import Run, run_recipe
+from prefgeo.tracking import tracked
 
 HELP = """Run a recipe: one world, one objective, one round of training, all seeds at once.
 
@@ -44,17 +45,22 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")] = False,
     device: Annotated[str, typer.Option(help="For the torch backend: cpu, cuda, cuda:1, ...")] = "cpu",
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 10.0,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Send metrics on, too: tensorboard or wandb; may be repeated.", show_default=False),
+    ] = None,
 ) -> None:
     """Parse, run, print."""
     look_up("backend", backend, BACKENDS)
     if not checkpoint_seconds >= 0.0:
         raise UsageError(f"--checkpoint-seconds is {checkpoint_seconds}; it must be at least 0")
     folder = out or Path("runs") / f"{recipe.stem}-{backend}"
-    if is_language_recipe(recipe):
-        run_language(recipe, backend, folder, resume=resume, device=device, checkpoint_seconds=checkpoint_seconds)
-        return
-    done = run_recipe(recipe, backend, folder, resume=resume, device=device, checkpoint_seconds=checkpoint_seconds)
-    show(done)
+    how: Any = {"resume": resume, "device": device, "checkpoint_seconds": checkpoint_seconds}
+    with tracked(track or (), folder):
+        if is_language_recipe(recipe):
+            run_language(recipe, backend, folder, **how)
+        else:
+            show(run_recipe(recipe, backend, folder, **how))
 
 
 def show(done: Run) -> None:
