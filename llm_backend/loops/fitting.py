@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +129,7 @@ class Fit:
         trainer = self._trainer(model, reference, live, folder)
         trainer.steps, trainer.monitor, trainer.fit_key = self.steps, monitor, key
         trainer.remove_callback(PrinterCallback)
-        with _Quiet(checkpoint is not None):
-            trainer.go_on(checkpoint)
+        trainer.go_on(checkpoint)
         lines, loss = trainer.lines(), self._final_loss(trainer)
         trained = trainer.model
         del trainer, model, live
@@ -203,12 +201,16 @@ class Fit:
             )
 
     def _forget_others(self, key: str, checkpoint: Path | None) -> None:
-        """Remove checkpoints of earlier fits, whose stages are finished; not the one that this goes on from."""
+        """Remove checkpoints of earlier fits, whose stages are finished; not the one that this goes on from.
+
+        Of this fit, too: a later one, which nobody was told of before a kill, would count among those that are kept.
+        """
         kept = {key} | ({checkpoint.parent.name} if checkpoint is not None else set())
         root = self.store.root / CHECKPOINTS
         for folder in root.iterdir() if root.is_dir() else ():
-            if folder.name not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+            for one in [folder] if folder.name not in kept else folder.glob("checkpoint-*"):
+                if one != checkpoint:
+                    shutil.rmtree(one, ignore_errors=True)
 
     def _forget_parts(self, began: str) -> None:
         """Where this is part t of a training: drop policy t - 2 and the reference of part t - 1, which nobody opens.
@@ -230,18 +232,3 @@ def _replay(lines: list[Line], begun: int, monitor: Monitor) -> None:
     for line in lines:
         if line["step"] > begun:
             monitor.log(int(line["step"]), as_runs(line))
-
-
-class _Quiet:
-    """transformers warns of tied weights when it resumes, which a checkpoint rightly holds only once."""
-
-    def __init__(self, resuming: bool) -> None:
-        self.log, self.resuming = logging.getLogger("transformers.trainer"), resuming
-
-    def __enter__(self) -> None:
-        self.level = self.log.level
-        if self.resuming:
-            self.log.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.log.setLevel(self.level)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +55,8 @@ class LoopTrainer(ResponseTrainer):
     def go_on(self, checkpoint: Path | None) -> None:
         """Train from the beginning, or from a checkpoint; from one of the last step there is nothing left to do."""
         if checkpoint is None or int(checkpoint.name.rpartition("-")[2]) < self.args.max_steps:
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with _quiet(checkpoint is not None):
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return
         # transformers would do one step more, in the midst of an epoch
         self.load_extra_state(check_resume(checkpoint, self.identity)["extra"])
@@ -107,6 +110,19 @@ class LoopTrainer(ResponseTrainer):
     def lines(self) -> list[Line]:
         """Everything that was logged of training."""
         return [dict(entry) for entry in self.state.log_history if "loss" in entry]
+
+
+@contextlib.contextmanager
+def _quiet(resuming: bool) -> Iterator[None]:
+    """transformers warns of tied weights when it resumes, which a checkpoint rightly holds only once."""
+    log = logging.getLogger("transformers.trainer")
+    level = log.level
+    if resuming:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class LoopPreferenceTrainer(LoopTrainer, PreferenceTrainer):

@@ -20,6 +20,7 @@ from llm_backend.batching import Collator
 from llm_backend.errors import CheckpointError
 from llm_backend.log_probs import response_log_probs
 from llm_backend.loops import LoopError, LoopRows, LoopTraining, StoreError
+from llm_backend.loops.loop_trainer import pointer
 from llm_backend.loops.training import Steps
 from llm_backend.models import Lora
 from llm_backend.reference import Reference
@@ -202,6 +203,25 @@ def test_supervised_fine_tuning_raises_the_likelihood(tmp_path):
     tokens = sum(len(row["chosen_ids"]) for row in data.rows)
     before = -start.columns["reference_chosen"].sum() / tokens
     assert policy != world.base and losses["loss"][0] < before - 0.3
+
+
+def test_a_checkpoint_that_nobody_was_told_of_is_removed(tmp_path):
+    """A kill between a checkpoint and its pointer must not make the next ones push out the one that is pointed to."""
+    world = world_of(tmp_path)
+    first = Killer(snapshots=(2, 5), kill=5)
+    with pytest.raises(Stop):
+        fit(world, first)
+    folder = next((world.store.root / "checkpoints").iterdir())
+    last = folder / "checkpoint-5"
+    known = {"step": 2, "arrays": pointer(folder.name, 2, folder / "checkpoint-2")["arrays"], "objective": {}}
+    second = Killer(resume=known, snapshots=(3, 4), kill=4)
+    with pytest.raises(Stop):
+        fit(world, second)
+    assert not last.exists() and sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-3",
+        "checkpoint-4",
+    ]
+    assert fit(world, Killer(resume=second.taken))[0] == fit(world_of(tmp_path, "whole"))[0]
 
 
 def test_checkpoints_of_earlier_fits_are_removed(tmp_path):
