@@ -19,7 +19,7 @@ from llm_backend.ranking.judge_cache import AnswerCache
 from llm_backend.ranking.judge_client import Client, Endpoint
 from llm_backend.ranking.judge_texts import JUDGE_TEMPLATE, read_verdict
 from llm_backend.ranking.protocol import Scores, candidate_count
-from llm_backend.ranking.texts import fill, plain_text
+from llm_backend.ranking.texts import check_template, fill, plain_text
 
 COUNTS = ("questions", "cached", "requests", "retries", "malformed", "comparisons", "identical", "wins", "ties",
           "inconsistent", "undecided", "no_verdict")  # fmt: skip
@@ -49,9 +49,7 @@ class JudgeRanker:
         concurrency: int = 4,
         template: str = JUDGE_TEMPLATE,
     ) -> None:
-        for part in ("{prompt}", "{first}", "{second}"):
-            if template.count(part) != 1:
-                raise RankingError(f"the template of a judge must have {part} once, not {template.count(part)} times")
+        check_template(template, ("prompt", "first", "second"))
         if concurrency < 1:
             raise RankingError(f"concurrency must be at least 1, got {concurrency}")
         self.endpoint, self.template, self.concurrency = endpoint, template, concurrency

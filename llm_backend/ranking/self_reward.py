@@ -16,7 +16,7 @@ from llm_backend.evaluation.scoring import TOKENS_PER_BATCH, score_sets
 from llm_backend.generation import Generator, Sampling
 from llm_backend.ranking.errors import RankingError
 from llm_backend.ranking.protocol import Scores, candidate_count
-from llm_backend.ranking.texts import as_answer, fill, plain_text
+from llm_backend.ranking.texts import as_answer, check_template, fill, plain_text
 from llm_backend.token_options import TokenOptions
 
 if TYPE_CHECKING:
@@ -104,11 +104,7 @@ class SelfJudgeRanker:
         template: str = POINTS_TEMPLATE,
         seed: int = 0,
     ) -> None:
-        for part in ("{prompt}", "{response}"):
-            if template.count(part) != 1:
-                raise RankingError(
-                    f"the template of a judge must have {part} once, it has it {template.count(part)} times"
-                )
+        check_template(template, ("prompt", "response"))
         self.generator, self.template, self.seed = generator, template, seed
         self.sampling = sampling or Sampling(temperature=0.0, max_new_tokens=256)
         self._counts: Counter[str] = Counter(answers=0, malformed=0, no_verdict=0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llm_backend.data.rows import Content
+from llm_backend.ranking.errors import RankingError
 
 
 def plain_text(prompt: Content) -> str:
@@ -19,6 +20,14 @@ def plain_text(prompt: Content) -> str:
 def as_answer(prompt: Content, text: str) -> Content:
     """A candidate as training has it: text after text, one message of the assistant after messages."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def check_template(template: str, names: Sequence[str]) -> None:
+    """Raises RankingError unless the template of a judge has ``{name}`` of each part exactly once."""
+    for name in names:
+        times = template.count("{" + name + "}")
+        if times != 1:
+            raise RankingError(f"the template of a judge must have {{{name}}} once, not {times} times")
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:

@@ -82,7 +82,7 @@ def test_a_self_judge_averages_points_and_guesses_nothing() -> None:
         again = Recorded(answers)
         SelfJudgeRanker(again).scores(prompts[1:], CANDIDATES[1:])
         assert again.asked == generator.asked[3:]  # keys depend on the texts, so that a part draws the same
-    with pytest.raises(RankingError, match=r"must have \{response\} once, it has it 0 times"):
+    with pytest.raises(RankingError, match=r"must have \{response\} once, not 0 times"):
         SelfJudgeRanker(Recorded(answers), template="{prompt}")
 
 
