@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -95,29 +96,32 @@ class LabelRanker:
 
     def scores(self, prompts: Sequence[Content], candidates: Sequence[Sequence[str]]) -> Scores:
         """See ``Ranker.scores``. Raises RankingError for a response that has no label."""
-        known: dict[tuple[str, str], float] = {}
-        for row in self.preferences.rows:
-            labels = (row.score_chosen, row.score_rejected)
-            one, two = (1.0, 0.0) if None in labels else labels
-            prompt = prompt_text(row.prompt)
-            known[prompt, _words(row.chosen)], known[prompt, _words(row.rejected)] = (
-                float(one or 0.0),
-                float(two or 0.0),
-            )
         return np.array(
             [
-                [self._label(known, place, prompt_text(prompt), text) for text in texts]
+                [self._label(place, prompt_text(prompt), text) for text in texts]
                 for place, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True))
             ]
         )
 
-    def _label(self, known: Mapping[tuple[str, str], float], place: int, prompt: str, text: str) -> float:
-        if (prompt, text) not in known:
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], float]:
+        """The label of each prompt's response, by their texts."""
+        known: dict[tuple[str, str], float] = {}
+        for row in self.preferences.rows:
+            one, two = row.score_chosen, row.score_rejected
+            if one is None or two is None:
+                one, two = 1.0, 0.0
+            prompt = prompt_text(row.prompt)
+            known[prompt, _words(row.chosen)], known[prompt, _words(row.rejected)] = float(one), float(two)
+        return known
+
+    def _label(self, place: int, prompt: str, text: str) -> float:
+        if (prompt, text) not in self._known:
             raise RankingError(
                 f"{self.name}: row {place} has a response without a label ({text!r:.50}); labels rank the dataset's "
                 "own responses only, so rank generated ones with another ranker"
             )
-        return known[prompt, text]
+        return self._known[prompt, text]
 
 
 def scored(ranker: Ranker, prompts: Sequence[Content], candidates: Sequence[Sequence[str]]) -> list[Scores]:
