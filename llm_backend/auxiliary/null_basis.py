@@ -36,7 +36,7 @@ def null_basis(slots: Slots, rows: Tensor, weights: Tensor, *, gauge: bool = Fal
         blocks.append(_unit(member))
     matrix = np.concatenate(blocks)
     if matrix.shape[0] > slots.size:  # more parameters than slots: the same null space, without d x d vectors
-        matrix = np.linalg.qr(matrix, mode="r")
+        matrix = np.asarray(np.linalg.qr(matrix, mode="r"))
     # rounding of the scores moves singular values by eps |A W|_F <= eps sqrt(m) |A W|_2: those below count as zeros
     return torch.as_tensor(np.ascontiguousarray(null_space(matrix, rcond=precision * slots.size)))
 
