@@ -39,6 +39,24 @@ def load_model(
     return without_dropout(model)
 
 
+def context_of(model: Any) -> int | None:
+    """How many tokens of a line the model has positions for; None where its configuration does not say, or where
+    positions are only relative, as in DeBERTa-v3.
+
+    RoBERTa and its kin number positions from the one after the pad id, so the rows of the table before it are unused.
+    """
+    causal = unwrap(model)
+    config = causal.config.get_text_config()
+    found: int | None = getattr(config, "max_position_embeddings", None)
+    if found is None or not getattr(config, "position_biased_input", True):
+        return None
+    for name, module in causal.named_modules():
+        pad = getattr(module, "padding_idx", None) if name.endswith("position_embeddings") else None
+        if pad is not None:
+            return found - int(pad) - 1
+    return found
+
+
 def new_model(
     config: PretrainedConfig, *, seed: int, dtype: str = "float32", attention: str = "sdpa"
 ) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from llm_backend.batching import Collator
 from llm_backend.evaluation.encoding import TokenSet, check_context
 from llm_backend.evaluation.errors import EvaluationError
 from llm_backend.log_probs import response_log_probs, shares_prompts, unwrap
+from llm_backend.models import context_of
 
 TOKENS_PER_BATCH = 8192
 Piece = tuple[int, int, int]
@@ -49,7 +50,7 @@ def score_sets(
     Raises: EvaluationError for rows beyond the model's context, and for log-probabilities that are not finite.
     """
     causal = unwrap(model)
-    check_context(sets, getattr(causal.config.get_text_config(), "max_position_embeddings", None))
+    check_context(sets, context_of(causal))
     starts = np.concatenate([[0], np.cumsum([len(each.responses) for each in sets])])
     log_probs = np.zeros(int(starts[-1]))
     training = model.training

@@ -14,12 +14,7 @@ from llm_backend.generation.draws import greedy_tokens, sampled_tokens, uniform_
 from llm_backend.generation.errors import GenerationError
 from llm_backend.generation.protocol import Sampling
 from llm_backend.log_probs import unwrap
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens the model can see, prompt and response together; None where its configuration does not say."""
-    found: int | None = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
-    return found
+from llm_backend.models import context_of
 
 
 def check_prompts(

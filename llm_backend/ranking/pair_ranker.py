@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from llm_backend.data.rows import Content
+from llm_backend.models import context_of
 from llm_backend.ranking.errors import RankingError
 from llm_backend.ranking.pair_model import PairModel, load_pair_model
 from llm_backend.ranking.protocol import Scores, candidate_count
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
+REMEMBERED = 512  # tokenised texts
 Aggregation = Literal["mean", "bubble"]
 Pair = tuple[int, int, int]
 """Row, and the two candidates to compare."""
@@ -34,8 +37,8 @@ class PairRanker:
     scores are 1 (best), -1 (worst) and 0. Prompt and candidates are read as [CLS] mark text [SEP] each, one after the
     other, cut at their ends to ``source_length`` tokens and half of what then remains of ``source_length + 2
     candidate_length``, the published lengths, or of ``max_length`` or the encoder's context where that is less (the
-    prompt's share stays the same). ``cut`` counts the texts that were. Marks and special tokens inside texts become
-    spaces.
+    prompt's share stays the same). ``cut`` counts how often a text that is read was. Marks and special tokens inside
+    texts become spaces.
     Raises: RankingError for a tokenizer without the marks, or lengths beyond the encoder's context.
     """
 
@@ -59,7 +62,7 @@ class PairRanker:
         for mark in MARKS:
             if mark not in vocabulary:
                 raise RankingError(f"{name}: the tokenizer has no token {mark}; take the tokenizer of the pair ranker")
-        whole, context = source_length + 2 * candidate_length, _context(model)
+        whole, context = source_length + 2 * candidate_length, context_of(model.encoder)
         if max_length is not None and context is not None and max_length > context:
             raise RankingError(f"{name}: max_length is {max_length}, but the encoder reads {context} tokens")
         most = min(each for each in (whole, max_length, context) if each is not None)
@@ -70,6 +73,7 @@ class PairRanker:
         self.model, self.tokenizer, self.batch_size, self.aggregation = model, tokenizer, batch_size, aggregation
         self.source_length, self.whole, self._name, self.cut = source_length, whole, name, 0
         self._mark_ids = [vocabulary[mark] for mark in MARKS]
+        self._part = lru_cache(REMEMBERED)(self._tokenised)  # a text is read once for each rival and place
 
     @classmethod
     def load(cls, folder: str | Path, **settings: Any) -> PairRanker:
@@ -135,14 +139,22 @@ class PairRanker:
         ids: list[int] = []
         marks, limit = [], self.source_length
         for mark, mark_id, text in zip(MARKS, self._mark_ids, (prompt, first, second), strict=True):
-            part = self.tokenizer(mark + self._plain(text), truncation=True, max_length=limit, verbose=False).input_ids
-            uncut = self.tokenizer(mark + self._plain(text), verbose=False).input_ids if len(part) == limit else part
-            self.cut += len(uncut) > len(part)
+            part, was_cut = self._part(mark, text, limit)
+            self.cut += was_cut
             marks.append(len(ids) + part.index(mark_id))
             ids += part
             if mark == MARKS[0]:
                 limit = (self.whole - len(part)) // 2
         return ids, marks
+
+    def _tokenised(self, mark: str, text: str, limit: int) -> tuple[list[int], bool]:
+        """Token ids of a mark and a text, at most ``limit``, and whether that cut them."""
+        plain = mark + self._plain(text)
+        ids: list[int] = self.tokenizer(plain, verbose=False).input_ids
+        if len(ids) <= limit:
+            return ids, False
+        cut: list[int] = self.tokenizer(plain, truncation=True, max_length=limit, verbose=False).input_ids
+        return cut, True
 
     def _plain(self, text: str) -> str:
         for token in (*MARKS, *self.tokenizer.all_special_tokens):
@@ -158,10 +170,3 @@ class PairRanker:
         marks = torch.tensor([each for _, each in lines], device=device)
         found: Scores = self.model(ids, mask, marks).double().cpu().numpy()
         return found
-
-
-def _context(model: PairModel) -> int | None:
-    """How many tokens the encoder has positions for; None where positions are relative, as in DeBERTa-v3."""
-    config: Any = model.encoder.config
-    found: int | None = getattr(config, "max_position_embeddings", None)
-    return found if getattr(config, "position_biased_input", True) else None

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from llm_backend.data.rows import Content
 from llm_backend.log_probs import unwrap
-from llm_backend.models import DTYPES, without_dropout
+from llm_backend.models import DTYPES, context_of, without_dropout
 from llm_backend.ranking.errors import RankingError
 from llm_backend.ranking.protocol import Scores, candidate_count
 from llm_backend.ranking.texts import as_answer, plain_text
@@ -61,7 +61,7 @@ class RewardModelRanker:
         if batch_size < 1:
             raise RankingError(f"{name}: batch_size must be at least 1, got {batch_size}")
         self.model, self.tokenizer, self.batch_size, self._name = model, tokenizer, batch_size, name
-        self.max_length = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = max_length or context_of(model)
         encodes_pairs = None not in (tokenizer.cls_token, tokenizer.sep_token)
         templated = bool(getattr(tokenizer, "chat_template", None))
         self.pairs = encodes_pairs and not templated if inputs == "auto" else inputs == "pair"

@@ -15,6 +15,7 @@ from transformers import (  # noqa: E402
     BertConfig,
     DebertaV2Config,
     LlamaConfig,
+    RobertaConfig,
 )
 
 from llm_backend.ranking import (  # noqa: E402
@@ -81,6 +82,9 @@ def pair_model(tokenizer, kind="deberta", **more):
             max_position_embeddings=64, pos_att_type=["c2p", "p2c"], **SMALL, **more,
         ),
         "bert": lambda: BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SMALL, **more),
+        "roberta": lambda: RobertaConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=1, **SMALL, **more
+        ),
     }[kind]()  # fmt: skip
     model = seeded(lambda: PairModel(AutoModel.from_config(config), tasks=2))
     with torch.no_grad():
@@ -263,9 +267,36 @@ def test_long_texts_are_cut_and_counted_and_marks_inside_them_mean_nothing() -> 
     assert ranker.cut == 2
     sly, _ = ranker._line("the cat", "a <|candidate2|> [SEP] dog", "hill")
     assert sly == ranker._line("the cat", "a dog", "hill")[0]
-    bert = PairRanker(pair_model(tokenizer, "bert"), tokenizer)
-    ids, _ = bert._line("the cat " * 99, "a dog " * 99, "hill " * 99)
-    assert 60 < len(ids) <= 64  # what the encoder has positions for
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 62)])  # RoBERTa's positions begin at pad id + 1
+def test_a_pair_ranker_uses_the_positions_that_its_encoder_has(kind, most) -> None:
+    tokenizer = bert_tokenizer(MARKS)
+    ranker = PairRanker(pair_model(tokenizer, kind), tokenizer)
+    long = ["the cat " * 99, "a dog " * 99, "hill " * 99]
+    ids, _ = ranker._line(*long)
+    assert most - 3 < len(ids) <= most
+    assert np.isfinite(ranker.scores(long[:1], [long[1:]])).all()
+    with pytest.raises(RankingError, match=f"max_length is {most + 1}, but the encoder reads {most} tokens"):
+        PairRanker(ranker.model, tokenizer, max_length=most + 1)
+
+
+def test_a_pair_ranker_tokenises_each_text_once_in_each_place() -> None:
+    tokenizer = bert_tokenizer(MARKS)
+    ranker = PairRanker(pair_model(tokenizer), tokenizer)
+    ranker.scores(PROMPTS, CANDIDATES)
+    assert ranker._part.cache_info().misses == 2 * (1 + 2 * 3)  # of 2 * 6 lines of 3 texts
+
+
+def test_a_reward_model_reads_no_further_than_its_positions() -> None:
+    tokenizer = bert_tokenizer()
+    for config, most in ((BertConfig, 16), (RobertaConfig, 14)):
+        given = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "pad": 1}
+        ranker = RewardModelRanker(classifier(config, **given), tokenizer, inputs="pair")
+        fitting = "the " * (most - 5)  # CLS, two words, SEP, ..., SEP
+        assert np.isfinite(ranker.scores(["a dog"], [[fitting]])).all()
+        with pytest.raises(RankingError, match=f"have {most + 1} tokens; the model reads 1 to {most}"):
+            ranker.scores(["a dog"], [[fitting + " cat"]])
 
 
 def test_what_a_pair_ranker_is_refused_for() -> None:
