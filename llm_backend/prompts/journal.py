@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_backend.data.json_lines import append_line, cut_unfinished, whole_lines
 from llm_backend.prompts.errors import PromptError
 
 
@@ -20,13 +20,14 @@ class RoundJournal:
 
     def __init__(self, path: Path | None, request: Mapping[str, Any]) -> None:
         self.path, self.request, self.batches = path, dict(request), list[dict[str, Any]]()
-        lines = [] if path is None or not path.exists() else _whole_lines(path)
         if path is None:
             return
+        lines = whole_lines(path)
         if lines:
             self.request, *self.batches = _records(path, lines)
-        if not lines or not path.read_bytes().endswith(b"\n"):
-            _replace(path, lines or [json.dumps(self.request)])
+        cut_unfinished(path)
+        if not lines:
+            append_line(path, self.request)
 
     def check(self, request: Mapping[str, Any]) -> RoundJournal:
         """The journal itself. Raises ``PromptError`` where it was begun for another request."""
@@ -41,24 +42,15 @@ class RoundJournal:
     def add(self, batch: dict[str, Any]) -> None:
         """Append one batch; on disk when this returns."""
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(batch) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_line(self.path, batch)
         self.batches.append(batch)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    content = path.read_bytes().rpartition(b"\n")[0]
+def _records(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
     try:
-        return content.decode("utf-8").split("\n") if content else []
+        records = [json.loads(line.decode("utf-8")) for line in lines]
     except UnicodeDecodeError:
         raise PromptError(f"{path} is damaged: it is not UTF-8 text; delete it to write its round anew") from None
-
-
-def _records(path: Path, lines: list[str]) -> list[dict[str, Any]]:
-    try:
-        records = [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
         raise PromptError(f"{path} is damaged ({error.msg}); delete it to write its round anew") from None
     first = records[0] if isinstance(records[0], dict) else {}
@@ -67,10 +59,3 @@ def _records(path: Path, lines: list[str]) -> list[dict[str, Any]]:
     ):
         raise PromptError(f"{path} is no file of new instructions; use another folder")
     return records
-
-
-def _replace(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(part, path)

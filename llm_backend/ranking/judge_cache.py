@@ -6,6 +6,7 @@ import json
 import threading
 from pathlib import Path
 
+from llm_backend.data.json_lines import append_line, cut_unfinished, whole_lines
 from llm_backend.ranking.errors import RankingError
 
 
@@ -18,7 +19,7 @@ class AnswerCache:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path, self._answers, self._lock = path, dict[str, str | None](), threading.Lock()
-        if path is not None and path.is_file():
+        if path is not None:
             self._read(path)
 
     def __len__(self) -> int:
@@ -35,14 +36,10 @@ class AnswerCache:
         with self._lock:
             self._answers[key] = answer
             if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "answer": answer}) + "\n")
+                append_line(self.path, {"key": key, "answer": answer})
 
     def _read(self, path: Path) -> None:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole_lines(path), start=1):
             try:
                 entry = json.loads(line)
                 key, answer = entry["key"], entry["answer"]
@@ -51,6 +48,4 @@ class AnswerCache:
                     f"line {number} of {path} is no answer of a judge; name another file for the answers"
                 ) from None
             self._answers[key] = answer
-        if len(whole) < len(content):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
+        cut_unfinished(path)
