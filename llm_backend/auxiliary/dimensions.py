@@ -211,9 +211,13 @@ def _report(slots: Slots, d: int, rank: Bounds, level_rank: Bounds) -> Dimension
 
 
 def numerical_rank(matrix: np.ndarray, precision: float, scale: float = 0.0) -> int:
-    """Singular values above the rounding of the largest (or of ``scale``) in numbers of relative ``precision``."""
+    """Singular values above the rounding of the largest (or of ``scale``) in numbers of relative ``precision``.
+
+    ``matrix`` (m, d) has scores in its rows. Rounding moves a singular value by precision |matrix|_F <= precision
+    sqrt(m) |matrix|_2 at most, whatever d; 4 m in place of sqrt(m) leaves room for how the scores were computed.
+    """
     values = np.linalg.svd(matrix, compute_uv=False)
-    return int(np.sum(values > precision * max(matrix.shape) * 4.0 * max(float(values[0]), scale)))
+    return int(np.sum(values > precision * matrix.shape[0] * 4.0 * max(float(values[0]), scale)))
 
 
 def _text(bounds: Bounds) -> str:

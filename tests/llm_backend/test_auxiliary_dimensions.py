@@ -159,3 +159,12 @@ def test_the_null_space_of_more_parameters_than_anything_square_could_hold(rank:
         residual = rows.double().T @ basis
         assert float(residual.abs().max()) < 1e-5 * float(rows.abs().max())
         np.testing.assert_allclose((basis.T @ basis).numpy(), np.eye(nullity), atol=1e-12)
+
+
+def test_many_parameters_do_not_hide_small_scores() -> None:
+    """Twenty variables with scores of sizes 1 to 1e-3 in 100,000 float32 parameters: all count, and AuxDPO is DPO."""
+    rng = np.random.default_rng(2)
+    rows = torch.tensor(rng.normal(size=(20, 100_000)) * np.geomspace(1.0, 1e-3, 20)[:, None], dtype=torch.float32)
+    slots = Slots.untied(10)
+    report = dimensions(slots, rows, plain_weights(slots))
+    assert report.rank == (20, 20) and report.verdict == "equals DPO"
