@@ -41,6 +41,15 @@ class FitPlan:
         return self.log_every or max(1, self.length(n_rows) // 10)
 
 
+def constant_rate(value: float) -> Callable[[Any], float]:
+    """The learning rate ``value`` whatever the data, for ``FitPlan.rate``.
+
+    >>> constant_rate(0.02)("any data")
+    0.02
+    """
+    return lambda data: value
+
+
 class Backend(Protocol[Policy, Data]):
     """What an algorithm may ask. Policies and data are opaque to it; metrics are one number for each seed."""
 

@@ -14,15 +14,14 @@ from objectives import make_objective
 from prefgeo.algorithms.aipo import aipo
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.outcome import LoopOutcome
-from prefgeo.backend import FitPlan
+from prefgeo.backend import FitPlan, constant_rate
 
 
 def sequence_world(runs: Sequence[int], **options: Any) -> tuple[ExactBackend, FitPlan]:
     """World E3 with some options, a run for each seed; and its plan: one epoch of Adam on minibatches a round."""
     settings = simulated_options("e3", options)
     backend = ExactBackend(make_simulation("e3", list(runs), settings))
-    rate = partial(_rate, settings.learning_rate)
-    return backend, FitPlan("adam", rate, epochs=1, batch_size=settings.batch_size)
+    return backend, FitPlan("adam", constant_rate(settings.learning_rate), epochs=1, batch_size=settings.batch_size)
 
 
 def iterated(
@@ -37,7 +36,3 @@ def iterated(
 def by_iteration(found: LoopOutcome[Any], metric: str) -> np.ndarray:
     """A metric after each iteration, (rounds + 1, seeds); 0 is the base policy."""
     return np.stack([each[metric] for each in (found.base_metrics, *(stage.metrics for stage in found.rounds))])
-
-
-def _rate(value: float, rows: Any) -> float:
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from figures.claims import Claim
 from figures.paired import Difference
 from objectives import make_objective
 from prefgeo.algorithms.single_round import single_round
-from prefgeo.backend import FitPlan
+from prefgeo.backend import FitPlan, constant_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -62,7 +61,7 @@ def compute(
         for method, (name, values) in _methods(world, alphas, options).items():
             objective = make_objective(name, **values)
             plan = FitPlan(
-                "adam", partial(_rate, options.learning_rate), epochs=options.epochs, batch_size=options.batch_size,
+                "adam", constant_rate(options.learning_rate), epochs=options.epochs, batch_size=options.batch_size,
                 schedule=Schedule("cosine", 0.1),
             )  # fmt: skip
             found = single_round(backend, objective, kind="candidates", flip=flip, plan=plan)  # type: ignore[arg-type]
@@ -70,10 +69,6 @@ def compute(
             rates[world][method] = 100.0 * np.asarray(found.metrics[RATE[world]]).reshape(shape)
             kl[world][method] = np.asarray(found.metrics["kl"]).reshape(shape)
     return {"alpha": np.asarray(alphas), "noise": np.asarray(noise), "win_rate": rates, "kl": kl}
-
-
-def _rate(value: float, rows: Any) -> float:
-    return value
 
 
 def _methods(world: str, alphas: list[float], options: Any) -> dict[str, tuple[str, dict[str, Any]]]:

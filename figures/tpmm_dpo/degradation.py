@@ -76,20 +76,18 @@ def compute(
 def _run(
     runs: list[int], flip: np.ndarray, method: str, options: TabularOptions, rounds: int, entropy: float
 ) -> LoopOutcome[Any]:
+    if method in ("cDPO", "rDPO"):
+        return _smoothed(runs, flip, method.lower(), options, rounds)
     if method == "sDPO":  # one draw of the base policy's pairs, as many as the others see in all rounds
         options = replace(options, pairs_per_prompt=rounds * options.pairs_per_prompt)
     backend = ExactBackend(make_simulation("e1", runs, options))
-    own = backend.world.own
-    assert own is not None  # tabular worlds have an optimiser of their own
-    plan = FitPlan("gd", rate=lambda rows: own.rate(rows, options.learning_rate), steps=options.steps)
+    plan = FitPlan("gd", rate=_rate(backend, options), steps=options.steps)
     shared: dict[str, Any] = {"data": DataSource("candidates", flip), "plan": plan}
     make = partial(make_objective, "dpo", beta=options.beta)
     if method == "sDPO":
         return sdpo(backend, make, chunks=rounds, **shared)
     if method == BASE:
         return iterate(backend, make, rules=Rules(rounds), **shared)
-    if method in ("cDPO", "rDPO"):
-        return _smoothed(runs, flip, method.lower(), options, rounds)
     rule: Any = "average" if method == "simple average" else "learned"
     weighting = Weighting(rule, beta=options.beta, entropy=entropy, data="heldout_sft")
     return tpmm(backend, make, rounds=rounds, weighting=weighting, **shared)
@@ -101,10 +99,9 @@ def _smoothed(runs: list[int], flip: np.ndarray, name: str, options: TabularOpti
     for p in np.unique(flip):
         chosen = [run for run, q in zip(runs, flip, strict=True) if q == p]
         backend = ExactBackend(make_simulation("e1", chosen, options))
-        rate = _rate(backend, options)
         # rDPO has no estimate at 1/2, where labels say nothing: it is told 0.45 there
         make = partial(make_objective, name, beta=options.beta, label_smoothing=min(float(p), 0.45))
-        plan = FitPlan("gd", rate=rate, steps=options.steps)
+        plan = FitPlan("gd", rate=_rate(backend, options), steps=options.steps)
         data = DataSource("candidates", float(p))
         found.append(iterate(backend, make, rules=Rules(rounds), data=data, plan=plan))
     order = np.argsort(np.argsort(flip, kind="stable"), kind="stable")

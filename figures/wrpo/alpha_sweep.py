@@ -16,7 +16,7 @@ from figures.paired import Difference
 from objectives import make_objective
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.wrpo import wrpo
-from prefgeo.backend import FitPlan
+from prefgeo.backend import FitPlan, constant_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -40,7 +40,7 @@ def compute(alphas: list[float], betas: list[float], seeds: int, first_seed: int
     backend = ExactBackend(make_simulation("e6", list(range(first_seed, first_seed + seeds)), options))
     schedule = Schedule("cosine", 0.1)
     plan, tuning = (
-        FitPlan("adam", partial(_rate, rate), epochs=1, batch_size=options.batch_size, schedule=schedule)
+        FitPlan("adam", constant_rate(rate), epochs=1, batch_size=options.batch_size, schedule=schedule)
         for rate in (options.learning_rate, options.sft_learning_rate)
     )
     rates: dict[str, dict[str, dict[str, np.ndarray]]] = {}
@@ -55,10 +55,6 @@ def compute(alphas: list[float], betas: list[float], seeds: int, first_seed: int
                 rates[f"{beta:g}"][stage][method] = 100.0 * np.asarray(found.metrics["win_rate"])
                 margins[f"{beta:g}"][stage][method] = _margins(backend, found.policy, found.reference)
     return {"alpha": np.asarray(alphas), "win_rate": rates, "margin": margins}
-
-
-def _rate(value: float, rows: Any) -> float:
-    return value
 
 
 def _methods(alphas: list[float], beta: float) -> dict[str, tuple[str, str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from figures.paired import Difference
 from objectives import make_objective
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.wrpo import wrpo
-from prefgeo.backend import FitPlan
+from prefgeo.backend import FitPlan, constant_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -50,7 +50,7 @@ def compute(
         backend = ExactBackend(make_simulation("e6", runs, options))
         plan, tuning = (
             FitPlan(
-                "adam", partial(_rate, rate), epochs=1, batch_size=options.batch_size, schedule=Schedule("cosine", 0.1)
+                "adam", constant_rate(rate), epochs=1, batch_size=options.batch_size, schedule=Schedule("cosine", 0.1)
             )
             for rate in (options.learning_rate, options.sft_learning_rate)
         )
@@ -62,10 +62,6 @@ def compute(
                 mass[stage][method].append(100.0 * np.asarray(found.metrics["mass_source"]))
         best.append(_best_of_sources(runs, options))
     return {"sources": np.asarray(sources), "win_rate": rates, "mass_of_sources": mass, "best": np.stack(best)}
-
-
-def _rate(value: float, rows: Any) -> float:
-    return value
 
 
 def _objectives(alpha: float, beta: float) -> dict[str, Any]:
