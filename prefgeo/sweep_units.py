@@ -60,19 +60,21 @@ def sweep_units(sweep: Sweep, backend: str) -> list[Unit]:
 
 def joined(sweep: Sweep, units: Sequence[Unit], found: Mapping[str, Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """The result of each cell by its number: metrics with a value for each seed. It failed where a seed of it did."""
+    of_cell: dict[int, list[Unit]] = {cell.index: [] for cell in sweep.cells}
+    for unit in units:
+        of_cell[unit.cell.index].append(unit)
     results: dict[int, Mapping[str, Any]] = {}
-    for cell in sweep.cells:
-        mine = [unit for unit in units if unit.cell.index == cell.index]
+    for index, mine in of_cell.items():
         failed = [(unit.seed, found[unit.key]) for unit in mine if found[unit.key]["status"] == "failed"]
         if failed:
             seed, result = failed[0]
             told = result["error"] if seed is None else f"seed {seed}: {result['error']}"
-            results[cell.index] = {"status": "failed", "error": told}
+            results[index] = {"status": "failed", "error": told}
         elif mine[0].seed is None:
-            results[cell.index] = found[mine[0].key]
+            results[index] = found[mine[0].key]
         else:
             parts = [found[unit.key]["metrics"] for unit in mine]
             names = [name for name in parts[0] if all(name in part for part in parts)]
             metrics = {name: [value for part in parts for value in part[name]] for name in names}
-            results[cell.index] = {"status": "done", "metrics": metrics}
+            results[index] = {"status": "done", "metrics": metrics}
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,24 @@ class PreparedLanguage:
 
 def prepare_language(values: Mapping[str, Any], fault: Fault, folder: Path) -> PreparedLanguage:
     """Check plain values. Raises ``UsageError`` with line and key. File names start in ``folder``."""
-    from prefgeo.language.data import find_source, sha256, world_options
+    from prefgeo.language.data import find_source, world_options
 
     recipe = check_language_recipe(values, fault)
     inputs: dict[str, str] = {}
     if recipe.data.world is not None:
         world_options(recipe.data.world, fault)
     elif isinstance(source := find_source(str(recipe.data.path), folder), Path) and source.is_file():
-        inputs = {source.name: sha256(source)}
+        state = source.stat()
+        inputs = {source.name: _hash(source, state.st_size, state.st_mtime_ns)}
     return PreparedLanguage(recipe, plain_recipe(recipe) | {"inputs": inputs})
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file: the cells of a sweep mostly read the same one."""
+    from prefgeo.language.data import sha256
+
+    return sha256(path)
 
 
 def plain_recipe(recipe: LanguageRecipe) -> dict[str, Any]:

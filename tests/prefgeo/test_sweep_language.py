@@ -18,7 +18,7 @@ from prefgeo.language import run as run_module
 from prefgeo.language.run import run_language_recipe
 from prefgeo.sweep import run_sweep
 from prefgeo.sweep_recipes import load_sweep
-from prefgeo.sweep_units import sweep_units
+from prefgeo.sweep_units import joined, sweep_units
 
 RECIPE: dict[str, Any] = {
     "model": {"name": "tiny", "sizes": {"width": 16, "layers": 2, "heads": 2, "context": 128}},
@@ -210,3 +210,28 @@ def test_a_file_is_found_in_the_folder_of_data(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PREFGEO_DATA", "")
     failures = run_sweep(path, "torch", tmp_path / "out").failures
     assert "there is no file pairs.jsonl" in failures[0] and "PREFGEO_DATA" in failures[0]
+
+
+def test_a_file_that_all_cells_read_is_hashed_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefgeo.language import data
+
+    path, usual, hashed = write(tmp_path), data.sha256, list[Path]()
+    monkeypatch.setattr(data, "sha256", lambda file: (hashed.append(file), usual(file))[1])
+    before = {cell.prepared.config["inputs"]["pairs.jsonl"] for cell in load_sweep(path).cells}
+    assert (len(before), len(hashed)) == (1, 1)
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"prompt": "p", "chosen": " c", "rejected": " r"}))
+    after = {cell.prepared.config["inputs"]["pairs.jsonl"] for cell in load_sweep(path).cells}
+    assert len(hashed) == 2 and after.isdisjoint(before)
+
+
+def test_results_of_many_cells_are_joined_in_one_pass(tmp_path: Path) -> None:
+    """Each cell gets its own seeds' results, in their order, whatever the order of the units."""
+    sweep = load_sweep(write(tmp_path))
+    units = sweep_units(sweep, "torch")
+    found = {unit.key: {"status": "done", "metrics": {"m": [100.0 * unit.cell.index + unit.seed]}} for unit in units}
+    assert [joined(sweep, units, found)[i]["metrics"]["m"] for i in (0, 1)] == [[3.0, 5.0], [103.0, 105.0]]
+    found[units[3].key] = {"status": "failed", "error": "why"}
+    assert joined(sweep, units, found)[1] == {"status": "failed", "error": "seed 5: why"}
