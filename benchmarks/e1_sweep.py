@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from bandits.groups import train_groups
 from bandits.worlds.simulated.tabular import E1, TabularWorld
 from geometry.pairs import FloatArray
 from objectives import make_objective
+from prefgeo.runs import git_revision
 
 NOISE = (0.0, 0.1, 0.3, 0.5, 0.7)  # TPMM-DPO, Table 3
 ROUNDS = 3
@@ -77,8 +77,7 @@ def main() -> int:
     scale = np.abs(singles).max(axis=-1, keepdims=True)
     difference = float(np.max(np.abs(theta[sample] - singles) / scale))
     per_run = alone / sample.size
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    print(f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}, commit {commit.strip()}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}, commit {git_revision()}")
     print(f"one at a time: {1e3 * per_run:.2f} ms a run ({sample.size} of the runs)")
     ratios = []
     for label, seconds in (("one thread", batched), (f"{given.threads} threads", spread)):

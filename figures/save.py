@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ import numpy as np
 
 from figures.claims import Claim
 from prefgeo.plain import plain
+from prefgeo.runs import git_revision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -69,25 +69,9 @@ def provenance() -> dict[str, str]:
     except PackageNotFoundError:
         package = "not installed"
     return {
-        "revision": git_revision(),
+        "revision": git_revision() or "unknown",
         "prefgeo": package,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-
-
-def git_revision() -> str:
-    """The commit of the source tree that this module lies in; "unknown" for an installed copy."""
-    here = Path(__file__).resolve().parent
-    try:
-        head = _git(here, "rev-parse", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{head}+changes" if changed else head
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=10)
-    return done.stdout.strip()

@@ -149,18 +149,20 @@ def manifest(
 
 
 def git_revision() -> str | None:
-    """The commit of the source that runs, if it is a git checkout."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-        tracked = subprocess.run(
-            ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name],
-            capture_output=True, check=False, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
+    """The commit of the running source, with ``+changes`` where files differ from it; None if git does not track it."""
+    file = Path(__file__).resolve()
+    questions = (
+        ("ls-files", "--error-unmatch", file.name),  # an installed copy may lie inside another repository
+        ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"),
+    )
+    told = ""
+    for question in questions:
+        command = ["git", "--no-optional-locks", "-C", str(file.parent), *question]
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return told
 
 
 def versions() -> dict[str, str]:
