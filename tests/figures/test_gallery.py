@@ -11,8 +11,9 @@ import pytest
 from figures import gallery
 from figures.claims import Claim
 from figures.gallery import FIGURES, FigureError, make, make_all
-from figures.save import git_revision, save_figure
+from figures.save import save_figure
 from prefgeo.plain import plain
+from prefgeo.runs import git_revision
 
 # name -> (settings that make it quick, the verdict that each claim must get)
 SMALL = {
@@ -78,7 +79,7 @@ def test_a_figure_is_made_and_judged(name, tmp_path):
     assert [path.suffix for path in made.files] == [".png", ".pdf", ".json"]
     assert all(path.stat().st_size > 1000 for path in made.files)
     record = json.loads(made.files[2].read_text(encoding="utf-8"))
-    assert record["provenance"]["revision"] == git_revision()
+    assert record["provenance"]["revision"] == (git_revision() or "unknown")
     assert record["settings"] == plain({**gallery.load(name).SETTINGS, **settings})
     assert [entry["held"] for entry in record["claims"]] == verdicts
     assert not list(tmp_path.glob(".*")), "temporary files are left"
