@@ -24,19 +24,33 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal LM in a local folder, or of that name on the hub, with dropout off.
 
-    Raises: ModelError for an unknown dtype, or a folder that holds no causal LM.
+    Raises: ModelError for an unknown dtype, or a folder that holds no causal LM, or not the whole of one.
     """
     _check_dtype(dtype)
     folder = Path(name_or_path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} is an adapter and no whole model; add it to its base first: prefgeo merge {folder} --base MODEL "
+            "--out DIR"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json, so it is no model folder")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(name_or_path), dtype=DTYPES[dtype], attn_implementation=attention, revision=revision
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(name_or_path), dtype=DTYPES[dtype], attn_implementation=attention, revision=revision,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as problem:  # safetensors, pickle, the hub and each model class raise their own kinds
+        reason = " ".join(str(problem).split())[:240]
+        raise ModelError(f"no causal LM can be loaded from {str(name_or_path)!r}: {reason}") from problem
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+        raise ModelError(
+            f"the weights in {str(name_or_path)!r} lack {len(missing)} tensors of the model, as {missing[0]}; get the "
+            "whole model"
         )
-    except (OSError, ValueError) as problem:
-        raise ModelError(f"no causal LM can be loaded from {str(name_or_path)!r}: {problem}") from problem
-    return without_dropout(model)
+    whole: PreTrainedModel = without_dropout(model)
+    return whole
 
 
 def context_of(model: Any) -> int | None:

@@ -21,10 +21,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # the hub, the network and each tokenizer class raise their own kinds
-        raise DataError(
-            f"there is no tokenizer {str(name)!r}, neither as a folder nor on the hub: "
-            f"{' '.join(str(error).split())[:160]}"
-        ) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        if Path(name).is_dir():
+            raise DataError(f"there is no tokenizer that can be read in the folder {name} ({reason})") from None
+        raise DataError(f"there is no tokenizer {str(name)!r}, neither as a folder nor on the hub ({reason})") from None
     return found
 
 

@@ -32,6 +32,24 @@ def start_model(recipe: LanguageRecipe, tokenizer: Any) -> Any:
     return model
 
 
+def with_local_names(recipe: LanguageRecipe, home: Path) -> LanguageRecipe:
+    """The recipe with its model, tokenizer and reference named by their folders in ``home``, the recipe's own folder,
+    where such folders are; another name is left as it stands, for the hub or the current folder."""
+
+    def local(name: str) -> str:
+        folder = home / Path(name).expanduser()
+        return str(folder) if folder.is_dir() else name
+
+    model, tokenizer, reference = recipe.model, recipe.tokenizer, recipe.reference
+    if model.sizes is None:
+        model = model.model_copy(update={"name": local(model.name)})
+    if tokenizer.name not in ("model", "embedded"):
+        tokenizer = tokenizer.model_copy(update={"name": local(tokenizer.name)})
+    if reference.path is not None:
+        reference = reference.model_copy(update={"path": local(str(reference.path))})
+    return recipe.model_copy(update={"model": model, "tokenizer": tokenizer, "reference": reference})
+
+
 def stored_model(folder: Path, spec: ModelSpec) -> Any:
     """A model that an earlier stage of this run wrote."""
     return load_model(folder, dtype=spec.dtype, attention=spec.attention)

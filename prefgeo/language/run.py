@@ -27,7 +27,7 @@ from prefgeo.language.folder import CHECKPOINTS, CURVE, PREFERENCE, SFT, START, 
 from prefgeo.language.launch import FollowedFolder, join_launch
 from prefgeo.language.loop_checks import loop_settings
 from prefgeo.language.loop_curve import draw_loop_curve
-from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model
+from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model, with_local_names
 from prefgeo.language.recipe import LanguageData, LanguageRecipe, load_language_recipe
 from prefgeo.language.shared_start import adopt_start
 from prefgeo.language.stages import run_preference, run_supervised, training_reference
@@ -97,7 +97,8 @@ def run_checked(
         if start_from is not None:
             adopt_start(folder, start_from, config, device)
         with _quiet():
-            result = _Runner(recipe, texts, folder, device, seconds, fault, home).run()
+            runner = _Runner(with_local_names(recipe, home), texts, folder, device, seconds, fault, home)
+            result = runner.run()
         return LanguageRun(folder.path, result, False)
     except ValueError:
         if not existed and not folder.has_progress:

@@ -260,3 +260,18 @@ def test_the_quickstart_learns_in_time(tmp_path: Path) -> None:
     assert after["gold"] - before["gold"] > 5 * error
     assert stages["preference"]["pairs"]["held_out"]["by_margin"] > 0.75
     assert seconds < 90
+
+
+def test_models_are_named_relative_to_the_recipe(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the command is given in another folder: model, tokenizer and reference."""
+    home, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(whole / "sft", home / "base")
+    path = recipe(
+        home, model={"name": "base"}, tokenizer={"name": "../recipes/base"}, sft=None,
+        reference={"name": "path", "path": "base"}, training={"learning_rate": 0.01, "steps": 1, "batch_size": 4},
+    )  # fmt: skip
+    monkeypatch.chdir(elsewhere)
+    done = run_language_recipe(path, tmp_path / "out")
+    assert json.loads((done.folder / "config.json").read_text())["model"]["name"] == "base"  # as it was written
+    assert done.result["stages"]["preference"]["pairs"]["held_out"]["by_margin"] >= 0.0
