@@ -22,7 +22,7 @@ from figures.tiny_lm.runs import exact_rounds, language_rounds
 from figures.tiny_lm.signs import Rounds, answers, table
 
 TITLE = "Loops on tiny GPT-2 models (SFT, then up to three rounds) and on the finite policies of the simulator"
-SIZE = (12.0, 6.2)
+SIZE = (12.0, 6.6)
 EXACT_FIRST = 9000
 
 

@@ -67,9 +67,11 @@ def _length(name: str, bias: float, objective: str, options: dict[str, Any]) -> 
     return Case("length", name, "tiny_aipo", objective, options, exact, changes)
 
 
-def _sources(name: str, objective: str, options: dict[str, Any], kind: str = "candidates") -> Case:
-    settings = {"supervised": False}
-    exact = Exact("e6", {}, "wrpo", settings, rate=0.1, kind=kind)
+def _sources(
+    name: str, objective: str, options: dict[str, Any], kind: str = "candidates", *, tuned: bool = False
+) -> Case:
+    exact = Exact("e6", {}, "wrpo", {"supervised": tuned}, rate=0.1, kind=kind)
+    settings = {"supervised": tuned} | ({"sft_learning_rate": 1e-3} if tuned else {})
     changes: dict[str, Any] = {"algorithm": {"name": "wrpo", "options": settings}, "prompts.per_round": 240}
     changes["pairing.kind"] = kind
     return Case("sources", name, "tiny_wrpo", objective, options, exact, changes)
@@ -91,4 +93,6 @@ CASES = (
     _sources("static .1", "wrpo", {"beta": 1.0, "alpha": 0.1, "schedule": "static"}),
     _sources("static .9", "wrpo", {"beta": 1.0, "alpha": 0.9, "schedule": "static"}),
     _sources("dynamic .5", "wrpo", {"beta": 1.0, "alpha": 0.5, "schedule": "linear"}),
+    _sources("SFT, on-policy", "dpo", {"beta": 1.0}, tuned=True),
+    _sources("SFT, dynamic .5", "wrpo", {"beta": 1.0, "alpha": 0.5, "schedule": "linear"}, tuned=True),
 )

@@ -23,7 +23,7 @@ COLUMNS = {
 def draw(language: Runs, exact: Runs, figure: SubFigure) -> None:
     """Means over seeds; bands and bars are the seeds' range."""
     axes = figure.subplots(2, 3)
-    figure.subplots_adjust(left=0.06, right=0.99, top=0.93, bottom=0.16, wspace=0.2, hspace=0.25)
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.89, bottom=0.16, wspace=0.22, hspace=0.32)
     for row, (runs, who) in enumerate(((language, "tiny language models"), (exact, "exact simulator"))):
         for column, (study, (metric, label, title)) in enumerate(COLUMNS.items()):
             names = [case.name for case in CASES if case.study == study and case.name in runs]
@@ -36,7 +36,7 @@ def draw(language: Runs, exact: Runs, figure: SubFigure) -> None:
             else:
                 _lines(place, runs, names, metric)
             place.set_ylabel(label)
-            place.set_title(f"{who}: {title}" if row == 0 else who, fontsize=9)
+            place.set_title(f"{title}\n{who}" if row == 0 else who, fontsize=9)
             if row == 1 and study != "sources":
                 place.set_xlabel("round (0: the base)")
                 place.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
@@ -56,4 +56,4 @@ def _bars(axes: Any, runs: Runs, names: list[str], metric: str) -> None:
     reach = np.array([[mean - each.min(), each.max() - mean] for mean, each in zip(means, values, strict=True)]).T
     axes.bar(range(len(names)), means, yerr=reach, color=COLOURS[2], width=0.6, capsize=3)
     axes.set_ylim(min(50.0, float((means - reach[0]).min()) - 2.0), float((means + reach[1]).max()) + 2.0)
-    axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=7)
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=7)

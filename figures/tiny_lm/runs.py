@@ -20,7 +20,7 @@ from prefgeo.algorithms.data_source import DataSource
 from prefgeo.backend import FitPlan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "lm_loops"
-SAME = {"expected_reward": "gold", "mean_length": "length", "mean_facts": "facts", "mass_imitation": "imitation"}
+SAME = {"expected_reward": "gold", "mean_length": "length", "mean_facts": "facts"}
 """Names of the simulator's metrics -> those of language models."""
 
 
@@ -66,7 +66,14 @@ def exact_rounds(case: Case, seeds: Sequence[int]) -> list[dict[str, np.ndarray]
         DataSource(exact.kind, exact.flip), plan, None,
     )  # fmt: skip
     stages = [found.base_metrics, *(each.metrics for each in found.rounds)]
-    return [{SAME.get(name, name): np.asarray(value) for name, value in each.items()} for each in stages]
+    return [_as_language({name: np.asarray(value) for name, value in each.items()}) for each in stages]
+
+
+def _as_language(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By the names of language models; responses in the sources' style are the ``marked`` ones, good or not."""
+    if "mass_source" in metrics:
+        metrics["marked"] = metrics["mass_source"] + metrics["mass_imitation"]
+    return {SAME.get(name, name): value for name, value in metrics.items()}
 
 
 def _rate(value: float, rows: Any) -> float:

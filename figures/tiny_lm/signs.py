@@ -57,6 +57,9 @@ QUESTIONS = (
     Question("sources", "static .9 - on-policy", "win_rate", "static .9", ON),
     Question("sources", "dynamic .5 - on-policy", "win_rate", "dynamic .5", ON),
     Question("sources", "dynamic .5 - static .9", "win_rate", "dynamic .5", "static .9"),
+    Question("sources", "after SFT: dynamic .5 - on-policy", "win_rate", "SFT, dynamic .5", "SFT, on-policy"),
+    Question("sources", "share in the sources' style, after SFT: dynamic .5 - on-policy", "marked", "SFT, dynamic .5",
+             "SFT, on-policy"),
 )  # fmt: skip
 
 
@@ -76,6 +79,8 @@ class Answer:
     @property
     def verdict(self) -> str:
         """Same or other sign, and whether both intervals leave out 0."""
+        if self.language.mean == 0.0:
+            return "nothing in language models"
         clear = all(each.is_up or each.is_down for each in (self.language, self.exact))
         return ("same sign" if self.agrees else "other sign") + ("" if clear else ", unclear")
 

@@ -1,4 +1,4 @@
-"""The study of loops on tiny language models: its cases are right, it runs in small, and its table is what was found."""
+"""The study of loops on tiny language models: its cases are right, it runs in small, and it tells what it found."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def test_every_case_is_a_recipe_and_a_run_of_the_simulator_that_say_the_same(cas
     assert recipe.seed == 7 and recipe.data.world is not None and recipe.algorithm is not None
     assert (recipe.objective.name, recipe.objective.options) == (case.objective, dict(case.options))
     exact = case.exact
-    assert (recipe.algorithm.name, recipe.algorithm.options) == (exact.algorithm, dict(exact.settings))
+    assert recipe.algorithm.name == exact.algorithm
+    assert recipe.algorithm.options.items() >= exact.settings.items()  # and how language models are fine-tuned
     assert recipe.data.flip == exact.flip
     if exact.world == "e3":
         assert recipe.data.world.options["grammar"] == exact.options["grammar"]
