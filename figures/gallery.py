@@ -56,6 +56,7 @@ FIGURES: dict[str, str] = {
     "relinearised": "figures.auxdpo.relinearised",
     "table_7_4": "figures.auxdpo.table_7_4",
     "vote_bandit": "figures.auxdpo.vote_bandit",
+    "mmlu_pro_study": "figures.auxdpo.mmlu_pro_study",
     "tpmm_noise": "figures.tpmm_dpo.noise_and_merging",
     "tpmm_weights": "figures.tpmm_dpo.learned_weights",
     "tpmm_degradation": "figures.tpmm_dpo.degradation",
