@@ -35,12 +35,20 @@ def ask(examples: Sequence[str], count: int, *, chat: bool) -> Content:
     Task 2: Add 2 and 3.
     Task 3:
     """
-    lines = [f"Task {number}: {' '.join(text.split())}" for number, text in enumerate(examples, start=1)]
-    listed = "\n".join([INTRODUCTION, "", *lines])
+    listed = "\n".join([INTRODUCTION, "", written_list(examples, 1)])
     first = len(examples) + 1
     if chat:
         return [{"role": "user", "content": f"{listed}\n\n{REQUEST.format(count=count, first=first)}"}]
     return f"{listed}\nTask {first}:"
+
+
+def written_list(tasks: Sequence[str], first: int) -> str:
+    """What a chat model should answer: the tasks, numbered from ``first``.
+
+    >>> written_list(["Name a river."], 4)
+    'Task 4: Name a river.'
+    """
+    return "\n".join(f"Task {number}: {' '.join(text.split())}" for number, text in enumerate(tasks, start=first))
 
 
 def read(written: str, examples: int, count: int, *, chat: bool, finished: bool) -> list[Item]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bandits.data_files import VARIABLE
 from bandits.worlds.simulated.catalogue import SIMULATED, simulated_options
@@ -16,6 +16,7 @@ from bandits.worlds.simulated.sequence_options import SequenceOptions
 from geometry.errors import nearest_name
 from llm_backend.data import (
     DataError,
+    PreferenceRow,
     Preferences,
     ResponseSet,
     flip_labels,
@@ -27,12 +28,15 @@ from llm_backend.data import (
 )
 from llm_backend.data.hashing import uniform
 from llm_backend.data.load import detect
+from llm_backend.errors import BackendError
 from prefgeo.language.recipe import LanguageData
+from prefgeo.language.seed_task_text import SeedTaskOptions, split_tasks
 from prefgeo.language.world_text import TextWorld
 from prefgeo.recipes import WorldSpec
 from prefgeo.yaml_reading import Fault
 
-TRAIN, HELD_OUT, OUT_OF_DOMAIN = "train", "held_out", "out_of_domain"
+TRAIN, HELD_OUT, OUT_OF_DOMAIN, MERGE = "train", "held_out", "out_of_domain", "merge"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,14 @@ class LanguageTexts:
 
     @property
     def tests(self) -> dict[str, Preferences]:
-        """The splits that are never trained on."""
-        return {name: rows for name, rows in self.splits.items() if name != TRAIN}
+        """The splits that nothing is learned from."""
+        return {name: rows for name, rows in self.splits.items() if name not in (TRAIN, MERGE)}
 
 
 def load_texts(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> LanguageTexts:
     """Read or draw everything; file names start in ``folder``. Raises ``UsageError`` and ``DataError``."""
-    found = _world(spec, seed, fault) if spec.format == "world" else _files(spec, seed, fault, folder)
+    read = {"world": _world, "seed_tasks": _tasks}.get(spec.format, _files)
+    found = read(spec, seed, fault, folder)
     train = found.splits[TRAIN]
     if spec.flip:
         train = flip_labels(train, spec.flip, seed, mode=spec.flip_mode)
@@ -73,7 +78,7 @@ def world_options(spec: WorldSpec, fault: Fault) -> SequenceOptions:
     return options
 
 
-def _world(spec: LanguageData, seed: int, fault: Fault) -> LanguageTexts:
+def _world(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> LanguageTexts:
     options = world_options(spec.world or WorldSpec(), fault)
     world = TextWorld.make(seed, options)
     pairs = {
@@ -81,6 +86,17 @@ def _world(spec: LanguageData, seed: int, fault: Fault) -> LanguageTexts:
         for name, n in ((TRAIN, spec.rows or options.n_prompts), (HELD_OUT, spec.held_out))
     }
     return LanguageTexts(pairs, world.supervised(spec.supervised), world, {})
+
+
+def _tasks(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> LanguageTexts:
+    source = find_source(str(spec.path), folder)
+    try:
+        tasks = split_tasks(source, SeedTaskOptions.of(spec.options), test_fraction=spec.test_fraction, seed=seed)
+    except BackendError as error:
+        raise fault(("data",), str(error)) from None
+    splits = {TRAIN: tasks.train, HELD_OUT: tasks.held_out}
+    splits[TRAIN] = replace(tasks.train, rows=tuple(evenly(tasks.train.rows, spec.rows)))
+    return LanguageTexts(splits, tasks.supervised, inputs={Path(source).name: sha256(Path(source))})
 
 
 def _files(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> LanguageTexts:
@@ -92,15 +108,14 @@ def _files(spec: LanguageData, seed: int, fault: Fault, folder: Path) -> Languag
             splits = _questions(spec, records, seed, str(source))
         else:
             everything = load_preferences(source, format=kind, split=spec.split, **spec.options)
-            splits = _by_prompt(everything, spec.test_fraction, seed)
+            splits = _by_prompt(everything, spec, seed)
     except DataError as error:
         where = "" if isinstance(source, Path) else f" (looked for in {folder} and in the folder {VARIABLE} names)"
         raise fault(("data",), f"{error}{where}") from None
-    if spec.rows is not None:
-        splits[TRAIN] = _evenly(splits[TRAIN], spec.rows)
-    for name in (TRAIN, HELD_OUT):
+    splits[TRAIN] = replace(splits[TRAIN], rows=tuple(evenly(splits[TRAIN].rows, spec.rows)))
+    for name in (TRAIN, HELD_OUT, *([MERGE] if spec.merge_fraction else [])):
         if not splits[name].rows:
-            raise fault(("data",), f"no row of {spec.path} falls into {name}: give more rows, or another test_fraction")
+            raise fault(("data",), f"no row of {spec.path} falls into {name}: give more rows, or other fractions")
     inputs = {source.name: sha256(source)} if isinstance(source, Path) and source.is_file() else {}
     return LanguageTexts(splits, inputs=inputs)
 
@@ -121,18 +136,21 @@ def _questions(spec: LanguageData, records: Sequence[Any], seed: int, where: str
         raise DataError(f"{where}: format mmlu_pro does not take these options ({error})") from None
 
 
-def _by_prompt(everything: Preferences, fraction: float, seed: int) -> dict[str, Preferences]:
+def _by_prompt(everything: Preferences, spec: LanguageData, seed: int) -> dict[str, Preferences]:
     """Rows with one prompt lie on one side, whatever else is in the data."""
-    tested = [uniform("held out", seed, repr(row.prompt)) < fraction for row in everything.rows]
-    train = tuple(row for row, test in zip(everything.rows, tested, strict=True) if not test)
-    held_out = tuple(row for row, test in zip(everything.rows, tested, strict=True) if test)
-    return {TRAIN: replace(everything, rows=train), HELD_OUT: replace(everything, rows=held_out)}
+    held_out, merged = spec.test_fraction, spec.test_fraction + (spec.merge_fraction or 0.0)
+    names = (TRAIN, HELD_OUT, MERGE) if spec.merge_fraction else (TRAIN, HELD_OUT)
+    sides: dict[str, list[PreferenceRow]] = {name: [] for name in names}
+    for row in everything.rows:
+        place = uniform("held out", seed, repr(row.prompt))
+        sides[HELD_OUT if place < held_out else MERGE if place < merged else TRAIN].append(row)
+    return {name: replace(everything, rows=tuple(rows)) for name, rows in sides.items()}
 
 
-def _evenly(rows: Preferences, most: int) -> Preferences:
-    """At most so many rows, evenly spaced: files are often sorted, by category for one."""
-    n = len(rows.rows)
-    return rows if n <= most else replace(rows, rows=tuple(rows.rows[i * n // most] for i in range(most)))
+def evenly(items: Sequence[Item], most: int | None) -> Sequence[Item]:
+    """At most so many of them (None: all), evenly spaced: files are often sorted, by category for one."""
+    n = len(items)
+    return items if most is None or n <= most else [items[i * n // most] for i in range(most)]
 
 
 def find_source(path: str, folder: Path) -> str | Path:

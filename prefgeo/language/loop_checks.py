@@ -21,6 +21,10 @@ def check_loop(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> No
     """Everything between the sections. Raises ``UsageError`` with line and key for what does not fit or is ignored."""
     given = recipe.model_fields_set
     if recipe.algorithm is None:
+        if recipe.data.merge_fraction:
+            raise fault(("data", "merge_fraction"), "one round of training merges nothing; leave it out")
+        if "merge_precision" in recipe.training.model_fields_set:
+            raise fault(("training", "merge_precision"), "one round of training merges nothing; leave it out")
         for name in SECTIONS:
             if name in given:
                 raise fault((name,), "would be ignored: one round of training has no loop; add an algorithm section")
@@ -32,6 +36,12 @@ def check_loop(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> No
     if recipe.model.lora is not None and recipe.model.lora.blocks is not None:
         raise fault(("model", "lora", "blocks"), "a loop adapts all blocks; leave it out, or name targets")
     settings = loop_settings(recipe, fault)
+    learns = isinstance(settings, TPMMSettings) and settings.weights == "learned"
+    if "merge_precision" in recipe.training.model_fields_set and not learns:
+        raise fault(("training", "merge_precision"), "only tpmm with learned weights reads it; leave it out")
+    if recipe.data.merge_fraction and not (recipe.pairing.kind == "fixed" and _weighs_held_out(settings)):
+        told = "only tpmm with pairing: {kind: fixed} and weights learned on held-out pairs reads it; leave it out"
+        raise fault(("data", "merge_fraction"), told)
     _check_data(recipe, objective, fault)
     _check_ranking(recipe, objective, fault)
     _check_sources(recipe, settings, objective, fault)
@@ -48,10 +58,14 @@ def loop_settings(recipe: LanguageRecipe, fault: Fault) -> AlgorithmSettings:
         and "sft_learning_rate" not in settings.model_fields_set
     ):
         raise fault(place, "give sft_learning_rate: its default is one for finite policies")
-    sampled = isinstance(settings, TPMMSettings) and settings.reads_held_out and settings.weight_data == "heldout_sft"
+    sampled = _weighs_held_out(settings) and getattr(settings, "weight_data", None) == "heldout_sft"
     if recipe.pairing.kind == "fixed" and sampled:
         raise fault((*place, "weight_data"), "fixed pairs are nobody's samples; say heldout or train")
     return settings
+
+
+def _weighs_held_out(settings: AlgorithmSettings) -> bool:
+    return isinstance(settings, TPMMSettings) and settings.reads_held_out
 
 
 def ranking_options(recipe: LanguageRecipe, fault: Fault) -> Any:
@@ -80,10 +94,27 @@ def _check_data(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> N
         return
     if recipe.prompts.name == "world" and not world:
         raise fault(("prompts", "name"), f"format: {recipe.data.format} is no world; say name: data or self_instruct")
+    _check_seeds(recipe, fault)
     if recipe.prompts.name == "self_instruct" and world:
         raise fault(("prompts", "name"), "a world can only judge answers to its own prompts; say name: world")
     if recipe.prompts.name == "data" and world:
         raise fault(("prompts", "name"), "a world has its own prompts; say name: world")
+
+
+def _check_seeds(recipe: LanguageRecipe, fault: Fault) -> None:
+    """Where the tasks of self-instruct are from: a file, or the data; and of seed tasks as data, chats are made."""
+    spec, tasks = recipe.prompts, recipe.data.format == "seed_tasks"
+    assert spec is not None
+    if spec.name != "self_instruct":
+        return
+    if spec.seeds is None and not tasks:
+        raise fault(("prompts",), "name: self_instruct needs seeds: a file of seed tasks")
+    if spec.seeds is not None and tasks:
+        raise fault(("prompts", "seeds"), "the seed tasks are those of the data; leave it out")
+    if tasks and spec.options.get("heldout_share"):
+        raise fault(("prompts", "options", "heldout_share"), "data.test_fraction says what is held out; leave it out")
+    if tasks and spec.options.get("chat") is not True:
+        raise fault(("prompts", "options"), "format: seed_tasks makes messages of a chat; say chat: true")
 
 
 def _check_ranking(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> None:
@@ -108,12 +139,14 @@ def _check_ranking(recipe: LanguageRecipe, objective: Objective, fault: Fault) -
     if getattr(options, "kind", None) == "implicit" and recipe.pairing.first_round != "data":
         told = "in round 1 the policy is the base, whose implicit rewards are all 0: say pairing: {first_round: data}"
         raise fault(("ranking",), told)
+    if ranking.name == "words" and recipe.data.format == "world":
+        raise fault(("ranking", "name"), "a world has rewards of its own; say gold or proxy")
     known = {"gold": ("world", "mmlu_pro"), "proxy": ("world",)}.get(ranking.name)
     if known is not None and recipe.data.format not in known:
         raise fault(
             ("ranking", "name") if "ranking" in recipe.model_fields_set else ("data", "format"),
             f"format: {recipe.data.format} has no {ranking.name} reward; rank by a model: reward_model, pair_ranker, "
-            "judge or self",
+            "judge or self, or by the rule words",
         )
 
 
@@ -133,6 +166,20 @@ def _check_sources(recipe: LanguageRecipe, settings: AlgorithmSettings, objectiv
             raise fault(("sources", "models", place, "style"), "only a world has a writer with a style; give a path")
         if model.responses is not None and recipe.data.format != "mmlu_pro":
             raise fault(("sources", "models", place, "responses"), "recorded responses are those of format: mmlu_pro")
+    if any(model.target for model in recipe.sources.models):
+        _check_recorded(recipe, fault)
+
+
+def _check_recorded(recipe: LanguageRecipe, fault: Fault) -> None:
+    """What recorded responses of target and sources leave nothing to do for."""
+    told = "the target's responses are recorded, and a right answer is worth 1, so this would be ignored; leave it out"
+    for section in ("generation", "ranking"):
+        if section in recipe.model_fields_set:
+            raise fault((section,), told)
+    for name in sorted(recipe.pairing.model_fields_set - {"kind"}):
+        raise fault(("pairing", name), told)
+    if recipe.prompts is not None and "reuse" in recipe.prompts.model_fields_set:
+        raise fault(("prompts", "reuse"), "one draw is all that wrpo takes, so this would be ignored; leave it out")
 
 
 def _within(fault: Fault, section: str) -> Fault:

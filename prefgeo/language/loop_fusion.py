@@ -8,24 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from bandits.errors import SimulationError
-from llm_backend.data import (
-    Candidate,
-    DataError,
-    FusionPrompt,
-    load_records,
-    mmlu_fusion,
-    questions_from_records,
-    split_questions,
-)
+from llm_backend.data import Candidate, FusionPrompt
 from llm_backend.data.hashing import digest, uniform
 from llm_backend.data.rows import Content
 from llm_backend.generation import ModelGenerator
 from llm_backend.loops import CandidateSource, PolicyStore, StoredPolicy
 from llm_backend.loops.store import key_of
 from llm_backend.models import load_model
+from llm_backend.prompts.fixed import prompt_text
 from llm_backend.ranking import Ranker, checked_scores
 from llm_backend.tokenizers import load_tokenizer
 from prefgeo.language.data import LanguageTexts, find_source
+from prefgeo.language.loop_recorded import is_recorded, recorded_prompts
 from prefgeo.language.loop_spec import SourceModel
 from prefgeo.language.loop_world import Writer
 from prefgeo.language.recipe import LanguageRecipe
@@ -58,8 +52,9 @@ class FusionParts:
         """The prompts of both stages. Raises ``UsageError`` for sources that cannot be read or do not fit."""
         spec, seed = self.recipe.sources, self.recipe.seed
         assert spec is not None
-        if any(each.responses is not None for each in spec.models):
-            everything = self._recorded(spec.models)
+        everything: Sequence[FusionPrompt]
+        if is_recorded(self.recipe):
+            everything = recorded_prompts(self.recipe, self.fault, self.home).train
         else:
             asked = candidates.prompts.prompts(1, candidates.n_prompts, generator=_Nobody(), seed=seed).prompts
             everything = self._answered(asked, spec.models, candidates, store, base)
@@ -69,29 +64,6 @@ class FusionParts:
             [each for each, first in zip(everything, tuned, strict=True) if not first],
             any(each.target for each in spec.models),
         )
-
-    def _recorded(self, models: Sequence[SourceModel]) -> list[FusionPrompt]:
-        """Training questions of MMLU-Pro with recorded responses, a right answer being worth 1."""
-        data, sides = self.recipe.data, ({}, {})  # type: tuple[Any, tuple[dict[str, Any], dict[str, Any]]]
-        for place, each in enumerate(models):
-            if each.responses is None:
-                raise self.fault(
-                    ("sources", "models", place), "recorded and writing sources do not mix; give responses"
-                )
-            try:
-                sides[each.target][each.name] = load_records(find_source(each.responses, self.home))
-            except DataError as problem:
-                raise self.fault(("sources", "models", place, "responses"), str(problem)) from None
-        path = str(find_source(str(data.path), self.home))
-        parts = split_questions(
-            questions_from_records(load_records(path, split=data.split), path),
-            test_fraction=data.test_fraction, out_of_domain=data.out_of_domain, seed=self.recipe.seed,
-        )  # fmt: skip
-        try:
-            found = mmlu_fusion(parts.train, *sides, answer=data.options.get("answer", "letter_text"))
-        except DataError as problem:
-            raise self.fault(("sources",), str(problem)) from None
-        return found if self.recipe.prompts is None else found[: self.recipe.prompts.per_round]
 
     def _answered(
         self,
@@ -105,19 +77,28 @@ class FusionParts:
         ranker = candidates.ranker(store, base)
         answers: list[list[Candidate]] = [[] for _ in prompts]
         for place, model in enumerate(models):
-            said = self._say(place, model, [str(prompt) for prompt in prompts], candidates, store)
+            said = self._say(place, model, prompts, candidates, store)
             for mine, prompt, texts in zip(answers, prompts, said, strict=True):
                 mine += _scored(ranker, model.name, prompt, texts)
         return [FusionPrompt(prompt, tuple(mine), ()) for prompt, mine in zip(prompts, answers, strict=True)]
 
     def _say(
-        self, place: int, model: SourceModel, prompts: Sequence[str], candidates: CandidateSource, store: PolicyStore
+        self,
+        place: int,
+        model: SourceModel,
+        prompts: Sequence[Content],
+        candidates: CandidateSource,
+        store: PolicyStore,
     ) -> list[list[str]]:
-        n, seed = candidates.sampling.candidates, self.recipe.seed
+        n, seed, whole = candidates.sampling.candidates, self.recipe.seed, candidates.rule.drop_cut_off
         if model.style is not None:
             assert self.texts.world is not None  # checked with the recipe
-            return check_writer(self.texts.world, model, place, self.fault).responses(prompts, n)
-        key = key_of(model=model.model_dump(), prompts=digest(*prompts).hex(), n=n, seed=seed)
+            return check_writer(self.texts.world, model, place, self.fault).responses(
+                [str(prompt) for prompt in prompts], n
+            )
+        key = key_of(
+            model=model.model_dump(), prompts=digest(*map(prompt_text, prompts)).hex(), n=n, seed=seed, whole=whole
+        )
         known = store.recall(KEPT, key)
         if known is None:
             path = str(find_source(str(model.path), self.home))
@@ -125,7 +106,7 @@ class FusionParts:
             opened.to(store.device)  # type: ignore[arg-type]  # transformers types it as a function of a model
             writer = ModelGenerator(opened, load_tokenizer(path), token_options(self.recipe.data))
             written = writer.generate(prompts, candidates.sampling, seed=seed)
-            known = {"said": [[each.text for each in several if each.finished] for several in written]}
+            known = {"said": [[each.text for each in several if each.finished or not whole] for several in written]}
             store.remember(KEPT, key, known)
         found: list[list[str]] = known["said"]
         return found
@@ -150,4 +131,9 @@ def _scored(ranker: Ranker, name: str, prompt: Content, texts: Sequence[str]) ->
     if not texts:
         return []
     (scores,) = checked_scores(ranker, [prompt], [list(texts)]).tolist()
-    return [Candidate(name, text, score) for text, score in zip(texts, scores, strict=True) if score == score]
+    said: list[Content] = [text if isinstance(prompt, str) else _message(text) for text in texts]
+    return [Candidate(name, each, score) for each, score in zip(said, scores, strict=True) if score == score]
+
+
+def _message(text: str) -> Content:
+    return [{"role": "assistant", "content": text}]

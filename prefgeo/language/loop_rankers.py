@@ -22,11 +22,12 @@ from llm_backend.ranking import (
     SelfJudgeRanker,
     SelfRewardRanker,
 )
-from prefgeo.language.data import LanguageTexts, find_source
+from prefgeo.language.data import HELD_OUT, OUT_OF_DOMAIN, TRAIN, LanguageTexts, find_source
 from prefgeo.language.loop_spec import JudgeRanking, ModelRanking, SelfRanking
 from prefgeo.language.loop_world import WorldRanker
 from prefgeo.language.recipe import LanguageRecipe
 from prefgeo.language.tokens import token_options
+from prefgeo.language.word_reward import word_reward
 
 STATED = re.compile(r"answer is:?\s*\(?([A-P])\b")
 FIRST = re.compile(r"\s*\(?([A-P])\b")
@@ -81,12 +82,15 @@ class LoopRanker:
 
 
 def gold_ranker(recipe: LanguageRecipe, texts: LanguageTexts) -> Ranker | None:
-    """What the data themselves say is good, where they do: a world's reward, or 1 for a right answer."""
+    """What a program can say is good: a world's reward, 1 for a right answer, or the rule ``words`` that ranks."""
     if texts.world is not None:
         return WorldRanker(texts.world)
+    if recipe.ranking.name == "words":
+        return GoldRanker(word_reward, name="words")
     if recipe.data.format != "mmlu_pro":
         return None
-    rows = (row for split in texts.splits.values() for row in split.rows)
+    options = (texts.splits[name] for name in (TRAIN, HELD_OUT, OUT_OF_DOMAIN) if name in texts.splits)
+    rows = (row for split in options for row in split.rows)
     right = {repr(row.prompt): _text(row.chosen) for row in rows}
     return GoldRanker(partial(right_answer, right))
 

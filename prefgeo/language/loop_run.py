@@ -17,6 +17,7 @@ from llm_backend.models import Lora
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.outcome import LoopOutcome, Round
 from prefgeo.backend import FitPlan
+from prefgeo.language.data import HELD_OUT
 from prefgeo.language.folder import PREFERENCE, SFT, STORE, LanguageFolder
 from prefgeo.language.loop_checks import loop_settings
 from prefgeo.language.loop_measures import LoopMeasures
@@ -76,7 +77,9 @@ class LoopRun:
         if texts.world is not None:
             prompts: list[Any] = list(texts.world.prompts(n))
         else:
-            prompts = list({repr(row.prompt): row.prompt for row in texts.tests["held_out"].rows}.values())[:n]
+            fits = {row["row"] for row in self.rows.splits[HELD_OUT]}
+            rows = [row for row in texts.splits[HELD_OUT].rows if row.row in fits]
+            prompts = list({repr(row.prompt): row.prompt for row in rows}.values())[:n]
         most = spec.max_new_tokens or self.rows.longest_response
         sampling = Sampling(temperature=spec.temperature, max_new_tokens=most, batch_size=spec.batch_size)
         return LoopMeasures(
@@ -121,6 +124,7 @@ def loop_training(recipe: LanguageRecipe) -> LoopTraining:
         precision=training.precision,
         gradient_checkpointing=training.gradient_checkpointing,
         trainable=trainable,
+        merge_precision=training.merge_precision,
     )
 
 

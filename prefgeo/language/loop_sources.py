@@ -14,12 +14,13 @@ from llm_backend.generation import Sampling
 from llm_backend.loops import CandidateSource, FixedSource, FusionSource, PolicyStore, RoundSource, StoredPolicy
 from llm_backend.pairing import PairRule, RecordedResponses
 from llm_backend.prompts import FixedPrompts, PromptSource, SelfInstruct, SelfInstructOptions, load_seed_tasks
-from prefgeo.language.data import HELD_OUT, TRAIN, LanguageTexts, find_source
+from prefgeo.language.data import HELD_OUT, MERGE, TRAIN, LanguageTexts, find_source
 from prefgeo.language.loop_checks import ranking_options
 from prefgeo.language.loop_fusion import FusionParts, check_writer
 from prefgeo.language.loop_rankers import LoopRanker
 from prefgeo.language.loop_world import WorldPrompts
 from prefgeo.language.recipe import LanguageRecipe
+from prefgeo.language.seed_task_text import instruction
 from prefgeo.yaml_reading import Fault
 
 Made = TypeVar("Made")
@@ -50,8 +51,8 @@ class LoopParts:
         """Where the rows of all rounds come from. Raises ``UsageError`` for what does not fit."""
         recipe = self.recipe
         fixed = FixedSource(
-            train=self.texts.splits[TRAIN], held_out=self.texts.splits[HELD_OUT], rounds=self._parts(),
-            flip_mode=recipe.data.flip_mode,
+            train=self.texts.splits[TRAIN], held_out=self.texts.splits.get(MERGE, self.texts.splits[HELD_OUT]),
+            rounds=self._parts(), flip_mode=recipe.data.flip_mode,
         )  # fmt: skip
         if recipe.pairing.kind == "fixed":
             return fixed
@@ -98,6 +99,7 @@ class LoopParts:
         return CandidateSource(
             prompts=self._prompts(store),
             n_prompts=self.per_round,
+            n_held_out=self._held_out_prompts(),
             sampling=self.sampling(),
             rule=self._rule(),
             ranker=LoopRanker(recipe, self.texts, ranking_options(recipe, self.fault), self.home, base),
@@ -113,6 +115,12 @@ class LoopParts:
         spec = self.recipe.prompts
         return spec.per_round if spec is not None else len(self.texts.splits[TRAIN])
 
+    def _held_out_prompts(self) -> int | None:
+        """As many as a round has, or all that there are."""
+        if self.texts.world is not None:
+            return None
+        return min(self.per_round, len(distinct(self.texts, HELD_OUT)))
+
     def _prompts(self, store: PolicyStore) -> PromptSource:
         spec = self.recipe.prompts
         if self.texts.world is not None:
@@ -124,11 +132,16 @@ class LoopParts:
     def _self_instruct(self, folder: Path | None) -> PromptSource:
         spec = self.recipe.prompts
         assert spec is not None
-        seeds, options = find_source(str(spec.seeds), self.home), spec.options
 
         def make() -> PromptSource:
-            tasks = [each.prompt for each in load_seed_tasks(seeds)]
-            return SelfInstruct(tasks, SelfInstructOptions.of(options), folder=folder)
+            options = SelfInstructOptions.of(spec.options)
+            held_out = FixedPrompts(distinct(self.texts, HELD_OUT), rounds="same", seed=self.recipe.seed)
+            if spec.seeds is None:
+                tasks = list(dict.fromkeys(instruction(prompt) for prompt in distinct(self.texts, TRAIN)))
+            else:
+                tasks = [each.prompt for each in load_seed_tasks(find_source(spec.seeds, self.home))]
+            kept_apart = None if options.heldout_share else HeldOut(held_out)
+            return SelfInstruct(tasks, options, folder=folder, heldout=kept_apart)
 
         return self._checked(("prompts",), make)
 
@@ -145,20 +158,31 @@ class LoopParts:
 
 
 class SplitPrompts:
-    """The prompts of the training rows, and for ``heldout`` those of the held-out rows."""
+    """The prompts of the training rows; for ``heldout`` those of the held-out rows, the same in every round."""
 
     def __init__(self, texts: LanguageTexts, rounds: Any, seed: int) -> None:
-        self.sides = {
-            split: FixedPrompts(_distinct(texts, name), rounds=rounds, seed=seed)
-            for split, name in (("train", TRAIN), ("heldout", HELD_OUT))
-        }
+        self.train = FixedPrompts(distinct(texts, TRAIN), rounds=rounds, seed=seed)
+        self.held_out = HeldOut(FixedPrompts(distinct(texts, HELD_OUT), rounds="same", seed=seed))
 
     def prompts(self, round_index: int, n: int, *, generator: Any = None, seed: int = 0, split: str = "train") -> Any:
         """n prompts of the round and the split."""
-        return self.sides[split].prompts(round_index, n, generator=generator, seed=seed)
+        side: Any = self.train if split == "train" else self.held_out
+        return side.prompts(round_index, n, generator=generator, seed=seed)
 
 
-def _distinct(texts: LanguageTexts, split: str) -> list[Any]:
+@dataclass(frozen=True)
+class HeldOut:
+    """A list that holds nothing but held-out prompts, whatever split is asked for."""
+
+    pool: FixedPrompts
+
+    def prompts(self, round_index: int, n: int, *, generator: Any = None, seed: int = 0, split: str = "train") -> Any:
+        """n prompts of the list."""
+        return self.pool.prompts(round_index, n, generator=generator, seed=seed)
+
+
+def distinct(texts: LanguageTexts, split: str) -> list[Any]:
+    """The prompts of a split, each once, in order."""
     found: dict[str, Any] = {}
     for row in texts.splits[split].rows:
         found.setdefault(repr(row.prompt), row.prompt)

@@ -16,8 +16,8 @@ class PromptsSpec(Section):
     """Which prompts a round answers, ``per_round`` of them.
 
     ``world``: of random class; ``data``: those of the training rows, other ones in each round (``reuse``: the same
-    ones); ``self_instruct``: the policy writes them, shown tasks of the file ``seeds``, with ``options`` of
-    ``llm_backend.prompts.SelfInstruct``."""
+    ones); ``self_instruct``: the policy writes them, shown tasks of the file ``seeds`` (left out with ``format:
+    seed_tasks``: those of training), with ``options`` of ``llm_backend.prompts.SelfInstruct``."""
 
     name: Literal["world", "data", "self_instruct"]
     per_round: Count
@@ -32,8 +32,6 @@ class PromptsSpec(Section):
             ignored |= self.model_fields_set & {"reuse"}
         if ignored:
             raise ValueError(f"name: {self.name} would ignore {', '.join(sorted(ignored))}; leave it out")
-        if self.name == "self_instruct" and self.seeds is None:
-            raise ValueError("name: self_instruct needs seeds: a file of seed tasks")
         return self
 
 
@@ -62,10 +60,10 @@ class GenerationSpec(Section):
 
 class RankingSpec(Section):
     """Who says which candidate is better: ``gold`` or ``proxy``, the rewards of a world (and ``gold`` the right answers
-    of MMLU-Pro), or a model, with the ``options`` of ``RANKINGS``. ``win_scale``, for SPPO: P(i beats j) =
-    sigma(win_scale (score_i - score_j))."""
+    of MMLU-Pro), ``words``, a rule that reads no meaning (``word_reward``), or a model, with the ``options`` of
+    ``RANKINGS``. ``win_scale``, for SPPO: P(i beats j) = sigma(win_scale (score_i - score_j))."""
 
-    name: Literal["gold", "proxy", "reward_model", "pair_ranker", "judge", "self"] = "gold"
+    name: Literal["gold", "proxy", "words", "reward_model", "pair_ranker", "judge", "self"] = "gold"
     options: dict[str, Any] = Field(default_factory=dict)
     win_scale: Positive | None = None
 
@@ -176,6 +174,7 @@ class SelfRanking(Section):
 RANKINGS: dict[str, type[Section]] = {
     "gold": NoOptions,
     "proxy": NoOptions,
+    "words": NoOptions,
     "reward_model": ModelRanking,
     "pair_ranker": ModelRanking,
     "judge": JudgeRanking,

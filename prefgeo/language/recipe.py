@@ -90,10 +90,12 @@ class LanguageData(Section):
     imitate, ``rows`` pairs (the best of N over the worst, ``ranked_by`` gold or the world's biased proxy), ``held_out``
     further ones. Other formats read the file, folder or hub name ``path`` with the reader's ``options``; a row is held
     out for what its prompt is, with probability ``test_fraction``; ``rows``: train on so many, evenly spaced.
-    ``out_of_domain`` names categories of MMLU-Pro that are only tested on. ``flip`` turns labels of training around.
+    ``merge_fraction`` of the prompts are kept apart for the weights of TPMM-DPO's merges, where pairs are fixed.
+    ``out_of_domain`` names categories of MMLU-Pro that are only tested on; ``seed_tasks`` (``seed_task_text``) are
+    tasks with one answer. ``flip`` turns labels of training around.
     """
 
-    format: Literal["world", "auto", "pairs", "hh", "mmlu_pro"]
+    format: Literal["world", "auto", "pairs", "hh", "mmlu_pro", "seed_tasks"]
     world: WorldSpec | None = None
     ranked_by: Literal["gold", "proxy"] = "gold"
     supervised: Count = 2000
@@ -102,6 +104,7 @@ class LanguageData(Section):
     split: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     test_fraction: Share = 0.2
+    merge_fraction: Share | None = None
     out_of_domain: list[str] = Field(default_factory=list)
     rows: Count | None = None
     flip: Rate = 0.0
@@ -114,7 +117,8 @@ class LanguageData(Section):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> LanguageData:
-        worldly, filed = {"world", "ranked_by", "supervised", "held_out"}, {"path", "split", "options", "test_fraction"}
+        worldly = {"world", "ranked_by", "supervised", "held_out"}
+        filed = {"path", "split", "options", "test_fraction", "merge_fraction"}
         ignored = self.model_fields_set & ((filed | {"out_of_domain"}) if self.format == "world" else worldly)
         if ignored:
             raise ValueError(f"format: {self.format} would ignore {', '.join(sorted(ignored))}; leave it out")
@@ -122,6 +126,12 @@ class LanguageData(Section):
             raise ValueError("format: world needs a world by name, as in 'world: {name: e3}'")
         if self.format != "world" and self.path is None:
             raise ValueError(f"format: {self.format} needs a path: a file, a folder, or a name on the hub")
+        if self.merge_fraction and self.format not in ("auto", "pairs", "hh"):
+            raise ValueError(f"merge_fraction parts a dataset of pairs, not format: {self.format}; leave it out")
+        if self.merge_fraction and self.test_fraction + self.merge_fraction >= 1.0:
+            raise ValueError("test_fraction and merge_fraction leave nothing to train on; their sum must be below 1")
+        if self.format == "seed_tasks" and self.split is not None:
+            raise ValueError("split is of datasets of the hub, and seed tasks are a file; leave it out")
         if self.out_of_domain and self.format != "mmlu_pro":
             raise ValueError("out_of_domain names categories, which only format: mmlu_pro has")
         return self

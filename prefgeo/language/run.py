@@ -27,6 +27,7 @@ from prefgeo.language.folder import CHECKPOINTS, CURVE, PREFERENCE, SFT, START, 
 from prefgeo.language.launch import FollowedFolder, join_launch
 from prefgeo.language.loop_checks import loop_settings
 from prefgeo.language.loop_curve import draw_loop_curve
+from prefgeo.language.loop_recorded import with_recorded
 from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model, with_local_names
 from prefgeo.language.recipe import LanguageData, LanguageRecipe, load_language_recipe
 from prefgeo.language.shared_start import adopt_start
@@ -83,7 +84,7 @@ def run_checked(
     existed = out.exists()
     folder = _folder(recipe, out, resume, device, fault)
     try:
-        texts = load_texts(_before_flips(recipe), recipe.seed, fault, home)
+        texts = with_recorded(recipe, load_texts(_before_flips(recipe), recipe.seed, fault, home), fault, home)
         config = resolved(recipe, texts)
         if isinstance(folder, FollowedFolder):
             folder.wait_for_manifest()
@@ -177,7 +178,7 @@ class _Runner:
         else:
             model = stored_model(self.folder.model(SFT), self.recipe.model)
         policy = opened(model, self.recipe.model, self.recipe.seed).to(self.device)
-        reference = make_reference(self.recipe, policy)
+        reference = make_reference(self.recipe, policy, self.tokenizer)
         reference.model.to(self.device)
         self._name_reference(weights_hash(reference.model, skip_adapters=reference.without_adapter))
         pad_id = self.options["pad_id"]

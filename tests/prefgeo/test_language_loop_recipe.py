@@ -25,6 +25,16 @@ BASE: dict[str, Any] = {
 PAIRS = {"format": "pairs", "path": "pairs.jsonl"}
 WRITER = {"models": [{"name": "other", "style": {"good": 0.5}}]}
 WRPO = {"name": "wrpo", "options": {"sft_learning_rate": 0.001}}
+TASKS = {"format": "seed_tasks", "path": "tasks.jsonl"}
+WORDS = {"name": "words"}
+OWN = {"name": "self_instruct", "per_round": 4}
+RECORDED = {
+    "data": {"format": "mmlu_pro", "path": "q.jsonl"}, "algorithm": WRPO, "objective": {"name": "wrpo"},
+    "prompts": {"name": "data", "per_round": 4},
+    "sources": {
+        "models": [{"name": "a", "responses": "a.jsonl", "target": True}, {"name": "b", "responses": "b.jsonl"}]
+    },
+}  # fmt: skip
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "prompts: .*would be ignored: one round": ({"algorithm": None}, "prompts"),
     "reference: the algorithm says who": ({"reference": {"name": "initial"}}, "reference"),
@@ -93,6 +103,40 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "sources.models.0.responses: recorded responses are those": (
         {"sources": {"models": [{"name": "a", "responses": "x.jsonl"}]}, "algorithm": WRPO}, "responses",
+    ),
+    "prompts.seeds: the seed tasks are those of the data": (
+        {"data": TASKS, "ranking": WORDS, "prompts": OWN | {"seeds": "tasks.jsonl"}}, "seeds",
+    ),
+    "prompts.options: format: seed_tasks makes messages": (
+        {"data": TASKS, "ranking": WORDS, "prompts": OWN | {"options": {"examples": 3}}}, "options",
+    ),
+    "prompts.options.heldout_share: data.test_fraction says": (
+        {"data": TASKS, "ranking": WORDS, "prompts": OWN | {"options": {"heldout_share": 0.2}}}, "heldout_share",
+    ),
+    "ranking.name: a world has rewards of its own": ({"ranking": WORDS}, "name"),
+    "data.merge_fraction: only tpmm with pairing": (
+        {"data": PAIRS | {"merge_fraction": 0.1}, "pairing": {"kind": "fixed"}, "prompts": None}, "merge_fraction",
+    ),
+    "data.merge_fraction: one round of training merges": (
+        {"data": PAIRS | {"merge_fraction": 0.1}, "algorithm": None, "prompts": None}, "merge_fraction",
+    ),
+    "training.merge_precision: only tpmm with learned": (
+        {"training": {"learning_rate": 0.01, "epochs": 1, "merge_precision": "float32"}}, "merge_precision",
+    ),
+    "data: merge_fraction parts a dataset of pairs": (
+        {"data": {"format": "mmlu_pro", "path": "q.jsonl", "merge_fraction": 0.1}, "prompts": None}, "data",
+    ),
+    "data: test_fraction and merge_fraction leave nothing": (
+        {"data": PAIRS | {"test_fraction": 0.5, "merge_fraction": 0.5}, "prompts": None}, "data",
+    ),
+    "data: split is of datasets of the hub": ({"data": TASKS | {"split": "train"}, "prompts": None}, "data"),
+    "generation: the target's responses are recorded": (RECORDED | {"generation": {"top_p": 0.9}}, "generation"),
+    "ranking: the target's responses are recorded": (RECORDED | {"ranking": {"name": "gold"}}, "ranking"),
+    "pairing.drop_empty: the target's responses are recorded": (
+        RECORDED | {"pairing": {"kind": "hybrid", "drop_empty": False}}, "drop_empty",
+    ),
+    "prompts.reuse: one draw is all that wrpo takes": (
+        RECORDED | {"prompts": {"name": "data", "per_round": 4, "reuse": True}}, "reuse",
     ),
     "algorithm.options.weight_data: fixed pairs are nobody's": (
         {
