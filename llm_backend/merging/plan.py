@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from llm_backend.merging.folders import ModelFolder
 from llm_backend.merging.tensor_files import HashedFile, TensorPlace
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "output_projection.weight")
+LAYER = re.compile(r"\.\d+\.")  # of a name within a block, as that of an attention's output
 COMPARED = 2**20  # bytes at once
 
 
@@ -69,7 +71,8 @@ def find_ties(folders: Sequence[ModelFolder]) -> dict[str, str]:
 
     Raises: MergeError where config.json ties a head, but the stored values say otherwise.
     """
-    heads = {name for folder in folders for name in folder.tensors if name.endswith(HEADS)}
+    names = {name for folder in folders for name in folder.tensors}
+    heads = {name for name in names if name.endswith(HEADS) and not LAYER.search(name)}
     if not heads or folders[0].is_adapter or not all(is_tied(folder) for folder in folders):
         return {}
     common = set.intersection(*(set(folder.tensors) for folder in folders))

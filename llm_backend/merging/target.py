@@ -14,6 +14,7 @@ from pathlib import Path
 from llm_backend.merging.errors import MergeError
 
 RESULT = ("config.json", "adapter_config.json", "merge.json")  # one of these is in every folder that may be replaced
+OLD = ".old"  # the end of the name of a result while another takes its place
 
 
 def check_target(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
@@ -36,7 +37,8 @@ def check_target(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside ``out``, which takes its name and place when the block ends well.
 
-    What processes that were killed left of the same result is removed first.
+    An older ``out`` stays until then, and comes back where the last step fails. What processes that were killed left of
+    the same result is removed first.
     Raises: MergeError where the disk is full or the place cannot be written to.
     """
     try:
@@ -52,12 +54,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield part
         for path in part.iterdir():
             _sync(path)
-        old = out.with_name(f"{part.name}.old")
-        if out.exists():
-            out.rename(old)
-        part.rename(out)
+        _replace(part, out)
         _sync(out.parent)
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as problem:
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else str(problem.strerror or problem)
@@ -67,7 +65,25 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)  # already renamed where all went well
 
 
+def _replace(part: Path, out: Path) -> None:
+    old = out.with_name(f"{part.name}{OLD}")
+    if out.exists():
+        out.rename(old)
+    try:
+        part.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _remove_abandoned(out: Path) -> None:
+    for old in out.parent.glob(f".{out.name}.*.part{OLD}"):
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:  # the kill came between the two steps of replacing it
+            old.rename(out)
     for part in out.parent.glob(f".{out.name}.*.part"):
         with contextlib.suppress(OSError):
             lock = os.open(part, os.O_RDONLY)

@@ -241,3 +241,40 @@ def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "note0").exists()
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_an_older_result_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rename fails; or a kill came between the two renames, and the next merge begins."""
+    folder, out, usual = saved(tmp_path / "a", 0), tmp_path / "out", Path.rename
+    merge_folders([folder], [1.0], out)
+    before = (out / "merge.json").read_bytes()
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise OSError(5, "Input/output error")
+        return usual(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(MergeError, match=r"cannot write .*out: Input/output error; nothing was left behind"):
+            merge_folders([folder], [1.0], out, overwrite=True, hashed=False)
+    assert (out / "merge.json").read_bytes() == before
+    out.rename(tmp_path / ".out.1.aa.part.old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(MergeError):
+            merge_folders([folder], [1.0], out, overwrite=True, hashed=False)
+    assert (out / "merge.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "out"]
+
+
+def test_a_tensor_of_a_block_is_no_head_whatever_its_name(tmp_path: Path) -> None:
+    """Tied models: output.weight is a name of heads, but model.layers.0.attention.output.weight is another layer."""
+    name, folders = "model.layers.0.attention.output.weight", [saved(tmp_path / str(t), t) for t in range(2)]
+    for t, folder in enumerate(folders):
+        change(folder, lambda tensors, t=t: tensors.update({name: torch.full((3, 2), float(t))}))
+    assert merge_folders(folders, [0.25, 0.75], tmp_path / "out").written.ties == {}
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    torch.testing.assert_close(merged[name], torch.full((3, 2), 0.75))
