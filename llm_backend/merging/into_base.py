@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -42,10 +42,8 @@ class Change:
         left, right = torch.cat([each[0] for each in factors], 1), torch.cat([each[1] for each in factors], 0)
         return lambda first, last: left[first:last] @ right
 
-    def write(
-        self, plan: TensorPlan, files: Mapping[Path, HashedFile], add: Callable[[Tensor], None], block: int
-    ) -> None:
-        """Hand the changed tensor to ``add``, some ``block`` values at a time. Raises MergeError if not finite."""
+    def blocks(self, plan: TensorPlan, files: Mapping[Path, HashedFile], block: int) -> Iterator[Tensor]:
+        """The changed tensor, some ``block`` values at a time. Raises MergeError if not finite."""
         place = plan.places[0]
         row = math.prod(place.shape[1:])
         rows, step = place.n_values // max(row, 1), max(1, block // max(row, 1))
@@ -61,7 +59,7 @@ class Change:
             values = values.to(plan.dtype)
             if plan.dtype.is_floating_point and not bool(torch.isfinite(values).all()):
                 raise MergeError(f"the merged {plan.name} is not finite; look for broken weights in the inputs")
-            add(values)
+            yield values
 
     def _check(self) -> None:
         tied = is_tied(self.base)
