@@ -103,12 +103,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byt
     return home / "recipe.yaml", final(home / "out"), calls.made
 
 
-SLOW = [("ranking", 3), ("training", 1), ("evaluation", 2)]
+SLOW = [("generation", 2), ("training", 1), ("evaluation", 2)]
 
 
 @pytest.mark.parametrize(
     ("place", "count"),
-    [("generation", 2), ("step", 4), ("weights", 2), ("merging", 1)]
+    [("ranking", 2), ("step", 4), ("weights", 2), ("merging", 1)]
     + [pytest.param(*each, marks=pytest.mark.slow) for each in SLOW],
 )
 def test_a_loop_killed_in_any_stage_ends_with_the_same_bytes(
