@@ -198,7 +198,18 @@ def _with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is about to drop
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as problem:  # no layer of these names, or a layer of a kind that LoRA cannot adapt
+            linear = sorted({name.rpartition(".")[2] for name, each in model.named_modules() if _is_linear(each)})
+            wanted = ", ".join(lora.targets or ("all-linear",))
+            raise ModelError(
+                f"LoRA finds no layers called {wanted}; linear layers here: {', '.join(linear)}"
+            ) from problem
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, of transformers
 
 
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:

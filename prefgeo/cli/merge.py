@@ -65,6 +65,10 @@ def run(
     truncation: Annotated[
         str | None, typer.Option(help="drop, cut_prompt_left or cut_response [default: drop]", show_default=False)
     ] = None,
+    boundary: Annotated[
+        str | None,
+        typer.Option(help="Where tokens merge: refuse (default), joint or separate.", show_default=False),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Learn from only so many pairs, evenly spaced.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="Of margins: float32 or float64 [default: float32]", show_default=False)
@@ -84,7 +88,7 @@ def run(
 ) -> None:
     """Parse, learn weights if asked, merge, print."""
     learning = {"data": data, "beta": beta, "entropy": entropy, "tokenizer": tokenizer, "max_length": max_length}
-    learning |= {"truncation": truncation, "limit": limit, "precision": precision, "device": device}
+    learning |= {"truncation": truncation, "boundary": boundary, "limit": limit, "precision": precision}
     learning = {name: value for name, value in learning.items() if value is not None}
     _check_use(weights, learning)
     options: dict[str, Any] = {"dtype": dtype, "overwrite": force, "extrapolate": allow_extrapolation}

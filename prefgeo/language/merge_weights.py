@@ -32,6 +32,7 @@ class Learning:
     tokenizer: str | None = None
     max_length: int | None = None
     truncation: str = "drop"
+    boundary: str = "refuse"
     limit: int | None = None
     precision: str = "float32"
     device: str = "cpu"
@@ -65,7 +66,8 @@ def learn_shares(
     for folder in folders:
         if (folder / ADAPTER_CONFIG).is_file():
             raise UsageError(f"weights of adapters cannot be learned; merge {folder} into its base first (--base)")
-    tokens: Any = {"max_length": learning.max_length, "truncation": learning.truncation}
+    names = ("max_length", "truncation", "boundary")
+    tokens: Any = {name: getattr(learning, name) for name in names}
     options = TokenOptions(**tokens)
     preferences = load_preferences(learning.data)
     rows = preferences.rows

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from llm_backend.data import DataError
 from llm_backend.errors import ModelError
 from llm_backend.models import Lora, load_model, new_model, open_for_training, tiny_config
 from llm_backend.reference import Reference
@@ -65,11 +66,20 @@ def opened(model: Any, spec: ModelSpec, seed: int) -> Any:
     return open_for_training(model, Lora(spec.lora.r, spec.lora.alpha, targets), seed=seed)
 
 
-def make_reference(recipe: LanguageRecipe, policy: Any) -> Reference:
-    """The reference that the recipe names; ``policy`` is as it is before preference training."""
+def make_reference(recipe: LanguageRecipe, policy: Any, tokenizer: Any) -> Reference:
+    """The reference that the recipe names; ``policy`` is as it is before preference training.
+
+    Raises: DataError for a reference of another vocabulary.
+    """
     name = recipe.reference.name
     if name == "path":
-        return Reference.path(str(recipe.reference.path), dtype=recipe.model.dtype, attention=recipe.model.attention)
+        path = str(recipe.reference.path)
+        found = Reference.path(path, dtype=recipe.model.dtype, attention=recipe.model.attention)
+        try:
+            check_vocabulary(tokenizer, int(found.model.get_input_embeddings().weight.shape[0]))
+        except DataError as problem:
+            raise DataError(f"the reference {path} does not fit the policy's tokenizer: {problem}") from None
+        return found
     return Reference.adapter_off(policy) if name == "adapter_off" else Reference.initial(policy)
 
 

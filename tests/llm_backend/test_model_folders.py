@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_backend.data import DataError
 from llm_backend.errors import ModelError
-from llm_backend.models import load_model
+from llm_backend.models import Lora, load_model, open_for_training
 from llm_backend.tokenizers import load_tokenizer
 from llm_backend.toy import make_model
 
@@ -62,3 +62,8 @@ def test_a_damaged_tokenizer_is_not_said_to_be_absent(whole: Path, tmp_path: Pat
         load_tokenizer(folder)
     with pytest.raises(DataError, match=r"'\.\./nowhere/at/all', neither as a folder nor on the hub"):
         load_tokenizer("../nowhere/at/all")
+
+
+def test_layers_that_lora_does_not_find_are_one_sentence(whole: Path) -> None:
+    with pytest.raises(ModelError, match=r"LoRA finds no layers called q_prjo; linear layers here: .*q_proj"):
+        open_for_training(load_model(whole), Lora(2, 4.0, ("q_prjo",)))

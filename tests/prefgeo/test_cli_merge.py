@@ -247,3 +247,15 @@ def test_without_torch_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "transformers", None)
     status, _, err = said(capsys, ONE, TWO, "--out", "out")
     assert status == 2 and "install it with: pip install 'prefgeo[llm]'" in err
+
+
+def test_pairs_whose_tokens_merge_need_a_word_on_where_to_part_them(place: Path, capsys: Any) -> None:
+    """The message tells what to set, and there is an option of that name."""
+    (place / "merging.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{k} ", "chosen": "a b", "rejected": "b"}) + "\n" for k in range(4))
+    )
+    learned = (ONE, TWO, "--out", "out", "--weights", "learned", "--data", "merging.jsonl")
+    status, _, err = said(capsys, *learned)
+    assert status == 2 and "set boundary to 'joint' or 'separate'" in err and not (place / "out").exists()
+    assert said(capsys, *learned, "--boundary", "separate")[0] == 0
+    assert json.loads((place / "out" / "merge.json").read_text())["learned"]["boundary"] == "separate"

@@ -275,3 +275,14 @@ def test_models_are_named_relative_to_the_recipe(whole: Path, tmp_path: Path, mo
     done = run_language_recipe(path, tmp_path / "out")
     assert json.loads((done.folder / "config.json").read_text())["model"]["name"] == "base"  # as it was written
     assert done.result["stages"]["preference"]["pairs"]["held_out"]["by_margin"] >= 0.0
+
+
+def test_a_reference_of_another_vocabulary_is_one_sentence(whole: Path, tmp_path: Path) -> None:
+    from llm_backend.data import DataError
+    from llm_backend.toy import make_model
+
+    make_model(vocab_size=270, seed=0).save_pretrained(tmp_path / "other")
+    path = recipe(tmp_path, model={"name": str(whole / "sft")}, tokenizer={"name": "model"}, sft=None,
+                  reference={"name": "path", "path": "other"}, evaluate={"generations": 2})  # fmt: skip
+    with pytest.raises(DataError, match=r"the reference .*other does not fit the policy's tokenizer: "):
+        run_language_recipe(path, tmp_path / "out")
