@@ -66,7 +66,8 @@ def read_results(name: str) -> dict[str, list[str]]:
 
 def draw(table: Mapping[str, Any], figure: SubFigure) -> None:
     """Left: differences to DPO, for both studies. Right: accuracy by category."""
-    left, right = figure.subfigures(1, 2, width_ratios=[1.35, 1.0])
+    halves: Any = figure.subfigures(1, 2, width_ratios=[1.35, 1.0])
+    left, right = halves
     heights = [len(table[study]) for study in STUDIES]
     panels = left.subplots(2, 1, height_ratios=heights)
     for panel, (study, title) in zip(panels, STUDIES.items(), strict=True):
