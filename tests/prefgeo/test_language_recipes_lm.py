@@ -22,15 +22,24 @@ NAMES = (
     *(f"{model}_{name}_{part}" for name in ("dpo", "auxdpo") for model in SMALL for part in ("lora", "last_block")),
 )
 FROM_SCRATCH = ("mmlu_pro_small", "hh_small")  # run by test_language_recipes_small.py
+ALPHA_DPO = (
+    "llama3_8b_alpha_dpo",
+    "llama3_8b_v02_alpha_dpo",
+    "mistral_7b_alpha_dpo",
+)  # test_language_recipes_papers.py
 OUT_OF_DOMAIN = tuple(f"llama32_1b_auxdpo_{where}" for where in ("categories", "ultrafeedback"))
 BLOCKS = 4
 
 
 def test_the_list_names_every_file() -> None:
-    assert sorted([*NAMES, *OUT_OF_DOMAIN, *FROM_SCRATCH]) == sorted(path.stem for path in (FOLDER / "lm").iterdir())
+    assert sorted([*NAMES, *ALPHA_DPO, *OUT_OF_DOMAIN, *FROM_SCRATCH]) == sorted(
+        path.stem for path in (FOLDER / "lm").iterdir()
+    )
 
 
-@pytest.mark.parametrize("name", ["quickstart_lm", *(f"lm/{name}" for name in (*NAMES, *OUT_OF_DOMAIN, *FROM_SCRATCH))])
+@pytest.mark.parametrize(
+    "name", ["quickstart_lm", *(f"lm/{name}" for name in (*NAMES, *ALPHA_DPO, *OUT_OF_DOMAIN, *FROM_SCRATCH))]
+)
 def test_every_recipe_is_right_and_says_where_its_values_are_from(name: str) -> None:
     path = FOLDER / f"{name}.yaml"
     recipe, _ = load_language_recipe(path)
