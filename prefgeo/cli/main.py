@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except typer.TyperException as error:
         return _say(error.format_message(), 2)
-    except (ValueError, OSError) as error:
-        if not (_is_for_users(error) or isinstance(error, OSError)):
+    except Exception as error:
+        if not (_is_for_users(error) or _is_of_files(error)):
             raise
         return _say(str(error), 2)
 
@@ -81,6 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_for_users(error: BaseException) -> bool:
     """Whether one of this project's own error types says, in one sentence, what is wrong with the input."""
     return type(error).__module__.partition(".")[0] in PACKAGES
+
+
+def _is_of_files(error: BaseException) -> bool:
+    """Whether the system could not read or write a file: safetensors has an error of its own for a full disk."""
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
 
 
 def _say(sentence: str, status: int) -> int:

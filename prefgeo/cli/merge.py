@@ -88,7 +88,8 @@ def run(
 ) -> None:
     """Parse, learn weights if asked, merge, print."""
     learning = {"data": data, "beta": beta, "entropy": entropy, "tokenizer": tokenizer, "max_length": max_length}
-    learning |= {"truncation": truncation, "boundary": boundary, "limit": limit, "precision": precision}
+    learning |= {"truncation": truncation, "boundary": boundary, "limit": limit}
+    learning |= {"precision": precision, "device": device}
     learning = {name: value for name, value in learning.items() if value is not None}
     _check_use(weights, learning)
     options: dict[str, Any] = {"dtype": dtype, "overwrite": force, "extrapolate": allow_extrapolation}

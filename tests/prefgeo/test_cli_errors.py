@@ -163,6 +163,17 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_pat
         main(["solve", str(path), "--method", "dpo"])
 
 
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where safetensors finds it, whose error is neither an OSError nor one of ours."""
+    from safetensors import SafetensorError
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("prefgeo.cli.solve.Problem.load", full)
+    assert "No space left on device" in refused(capsys, "solve", "problem.json")
+
+
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from prefgeo.cli import world
 
