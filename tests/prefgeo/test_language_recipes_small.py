@@ -68,4 +68,5 @@ def test_every_cell_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = parquet.read_table(tmp_path / "out" / "results.parquet").to_pydict()
     assert all(0.0 <= value <= 1.0 for value in table["held_out/accuracy_by_margin"])
     for case, moved in zip(table["case"], table["auxiliary/delta_rms"], strict=True):
-        assert (moved is None) == (not case.startswith("auxdpo")) and (moved is None or moved > 0.0)
+        assert (moved is None) == (not case.startswith("auxdpo"))
+        assert moved is None or moved > 0.0 or "exact" in case  # whose null space may be empty on so few rows

@@ -56,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home, usual = tmp_path_factory.mktemp("language"), run_module.run_supervised
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            run_module, "run_supervised", lambda *args, **more: (SUPERVISED.append(more["seed"]), usual(*args, **more))
+            run_module, "run_supervised", lambda *args, **more: SUPERVISED.append(more["seed"]) or usual(*args, **more)
         )
         run_sweep(write(home), "torch", home / "out")
     return home / "out"
@@ -111,7 +111,7 @@ def test_another_start_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.Mon
     trained: list[int] = []
     usual = run_module.run_supervised
     monkeypatch.setattr(
-        run_module, "run_supervised", lambda *args, **more: (trained.append(more["seed"]), usual(*args, **more))
+        run_module, "run_supervised", lambda *args, **more: trained.append(more["seed"]) or usual(*args, **more)
     )
     grid = {"sft.learning_rate": [0.01, 0.02], "model.trainable": ["all", "last_block"]}
     path = write(tmp_path, grid=grid, baseline={}, seeds=[3])
@@ -127,7 +127,7 @@ def test_finished_runs_are_not_run_again(finished: Path, tmp_path: Path, monkeyp
     calls: list[int] = []
     usual = run_module.run_preference
     monkeypatch.setattr(
-        run_module, "run_preference", lambda *args, **more: (calls.append(more["seed"]), usual(*args, **more))
+        run_module, "run_preference", lambda *args, **more: calls.append(more["seed"]) or usual(*args, **more)
     )
     assert run_sweep(path, "torch", out, resume=True).computed == 1
     assert not calls  # its folder had the result
