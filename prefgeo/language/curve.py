@@ -10,6 +10,7 @@ from prefgeo.language.folder import PREFERENCE, SFT
 
 Lines = Sequence[Mapping[str, Any]]
 CHOSEN, REJECTED, PLAIN = "#00798c", "#d1495b", "#1d3557"
+FEW = 5  # values that get a mark each
 
 
 def draw_curve(title: str, metrics: Lines, stages: Mapping[str, Any]) -> bytes:
@@ -71,7 +72,9 @@ def _length(axes: Any, metrics: Lines, stages: Mapping[str, Any]) -> None:
 
 def _line(axes: Any, metrics: Lines, stage: str, name: str, colour: str, label: str | None = None) -> None:
     found = [(line["step"], line[name]) for line in metrics if line["stage"] == stage and name in line]
-    axes.plot([step for step, _ in found], [value for _, value in found], color=colour, label=label, linewidth=1.6)
+    marker = "o" if len(found) <= FEW else None  # one value makes no line
+    steps, values = [step for step, _ in found], [value for _, value in found]
+    axes.plot(steps, values, color=colour, label=label, linewidth=1.6, marker=marker, markersize=4)
     axes.set_xlabel("step", fontsize=8)
 
 

@@ -63,6 +63,8 @@ class LanguageFolder(RunFolder):
         for old in (part, target):
             shutil.rmtree(old, ignore_errors=True)
         save(part)
+        for weights in part.glob("*.safetensors"):  # safetensors writes files that only their owner can read
+            shutil.copymode(next(part.glob("*config.json")), weights)
         part.rename(target)
 
     def checkpoints(self, stage: str = "") -> Path:

@@ -66,6 +66,8 @@ def test_a_run_writes_its_folder(whole: Path) -> None:
     }  # fmt: skip
     assert len(manifest["reference_sha256"]) == 64 and "transformers" in manifest["versions"]
     assert (whole / "model" / "model.safetensors").is_file() and (whole / "model" / "tokenizer.json").is_file()
+    files = ("model.safetensors", "config.json")
+    assert len({(whole / "model" / name).stat().st_mode for name in files}) == 1  # for others to read, or not, alike
     assert (whole / "curve.png").read_bytes()[:4] == b"\x89PNG"
     result = json.loads((whole / "result.json").read_text())
     assert list(result["stages"]) == ["start", "sft", "preference"]
