@@ -16,7 +16,7 @@ from prefgeo.preparation import BACKENDS
 from prefgeo.runs import Run, run_recipe
 from prefgeo.tracking import tracked
 
-HELP = """Run a recipe: one world, one objective, one round of training, all seeds at once.
+HELP = """Run a recipe: one objective, or a loop over rounds, on a simulated world or a language model.
 
   prefgeo run recipes/prop2_dpo.yaml --backend exact
 
