@@ -25,7 +25,8 @@ from objectives import Objective
 Arrays = Mapping[str, np.ndarray]
 Evaluate = Callable[[Any], Mapping[str, float]]
 MERGES = "merges"
-WEIGHT_TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+# RMS norms of Llama, Qwen and Mistral compute in float32 whatever the weights are: margins are then good to some 1e-8
+WEIGHT_TOLERANCE = {"float64": 1e-7, "float32": 1e-4}
 
 
 class LanguageBackend:
