@@ -82,7 +82,6 @@ def _child(name: str, options: argparse.Namespace, folder: Path) -> str:
     command = [sys.executable, __file__, "--child", name, "--folder", str(folder), "--data", str(options.data)]
     command += ["--pairs", str(options.pairs), "--threads", str(options.threads)]
     threads = {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
-    threads["OMP_WAIT_POLICY"] = "PASSIVE"  # a waiting thread must not take the core from another process
     ended = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{name} failed:\n{ended.stderr[-3000:]}")
