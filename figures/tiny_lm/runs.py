@@ -17,7 +17,7 @@ from figures.tiny_lm.cases import Case
 from objectives import make_objective
 from prefgeo.algorithm_settings import ALGORITHMS
 from prefgeo.algorithms.data_source import DataSource
-from prefgeo.backend import FitPlan
+from prefgeo.backend import FitPlan, constant_rate
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "lm_loops"
 SAME = {"expected_reward": "gold", "mean_length": "length", "mean_facts": "facts"}
@@ -60,7 +60,7 @@ def exact_rounds(case: Case, seeds: Sequence[int]) -> list[dict[str, np.ndarray]
     """The same of the simulator, one number for each seed."""
     exact = case.exact
     world = make_simulation(exact.world, list(seeds), simulated_options(exact.world, exact.options))
-    plan = FitPlan("adam", rate=partial(_rate, exact.rate), epochs=1, batch_size=16)
+    plan = FitPlan("adam", rate=constant_rate(exact.rate), epochs=1, batch_size=16)
     found = ALGORITHMS[exact.algorithm].model_validate(dict(exact.settings)).run(
         ExactBackend(world), partial(make_objective, case.objective, **case.options),
         DataSource(exact.kind, exact.flip), plan, None,
@@ -74,7 +74,3 @@ def _as_language(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if "mass_source" in metrics:
         metrics["marked"] = metrics["mass_source"] + metrics["mass_imitation"]
     return {SAME.get(name, name): value for name, value in metrics.items()}
-
-
-def _rate(value: float, rows: Any) -> float:
-    return value

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_backend.backend import Plan
 from llm_backend.loops.errors import LoopError
 from llm_backend.loops.fitting import Fit
 from llm_backend.loops.loop_trainer import Monitor
@@ -15,7 +16,7 @@ from llm_backend.loops.policies import StoredPolicy
 from llm_backend.loops.rows import LoopRows, loop_rows
 from llm_backend.loops.sources import Draw, RoundSource, one_number
 from llm_backend.loops.store import POLICIES, PolicyStore, key_of
-from llm_backend.loops.training import LoopTraining, Plan, Steps
+from llm_backend.loops.training import LoopTraining, Steps
 from llm_backend.merging import merge_folders
 from llm_backend.merging.margins import MergedMargins
 from llm_backend.merging.weighted_sum import checked_weights

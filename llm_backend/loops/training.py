@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from llm_backend.backend import Plan
 from llm_backend.loops.errors import LoopError
 from llm_backend.loops.sources import one_number
 from llm_backend.models import Lora
@@ -19,23 +20,6 @@ class Schedule(Protocol):
     """A factor on the learning rate at ``step`` (0-based) of ``total``."""
 
     def factor(self, step: int, total: int) -> float: ...
-
-
-class Plan(Protocol):
-    """What ``prefgeo.backend.FitPlan`` says. ``batch_size`` is that of an optimizer step; None: all rows."""
-
-    @property
-    def optimiser(self) -> str: ...
-    @property
-    def rate(self) -> Any: ...
-    @property
-    def batch_size(self) -> int | None: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def schedule(self) -> Any: ...
-    def length(self, n_rows: int) -> int: ...
-    def log_interval(self, n_rows: int) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
