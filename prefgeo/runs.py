@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,15 @@ def manifest(
     }
 
 
+@cache
 def git_revision() -> str | None:
-    """The commit of the running source, with ``+changes`` where files differ from it; None if git does not track it."""
-    file = Path(__file__).resolve()
+    """The commit of the running source, as it was when this process first asked: a commit that lands later is not what
+    was imported. With ``+changes`` where files differ from it; None if git does not track it."""
+    return revision_of(Path(__file__).resolve())
+
+
+def revision_of(file: Path) -> str | None:
+    """The commit of the repository that tracks the file, as it is now; as ``git_revision``."""
     questions = (
         ("ls-files", "--error-unmatch", file.name),  # an installed copy may lie inside another repository
         ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"),
