@@ -4,42 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import numpy as np
 
 from bandits.blocks import block_spread, block_sum
 from bandits.errors import SimulationError
 from bandits.finite_policies import as_runs
-from bandits.metrics import pair_metrics
 from bandits.minimisers import minimise
-from bandits.monitor import Monitor, Snapshot
 from bandits.optimisers import OPTIMISERS
 from bandits.pair_fields import PairFields
 from bandits.preference_pairs import PreferencePairs
-from bandits.schedules import Schedule
 from bandits.simulation import Simulation
-from bandits.training import train
+from bandits.training import Metrics, train
 from geometry.pairs import FloatArray
 from objectives import Objective
-
-
-class Plan(Protocol):
-    """How to fit: ``rate(pairs)`` is the learning rate, ``length(n)`` the steps, ``log_interval(n)`` of them a line.
-    ``optimiser`` "exact" reads nothing else."""
-
-    @property
-    def optimiser(self) -> str: ...
-    @property
-    def rate(self) -> Any: ...
-    @property
-    def batch_size(self) -> int | None: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def schedule(self) -> Schedule: ...
-    def length(self, n_rows: int) -> int: ...
-    def log_interval(self, n_rows: int) -> int: ...
+from objectives.fitting import Monitor, Plan, Snapshot
+from objectives.metrics import pair_metrics
 
 
 class ExactBackend:
@@ -92,17 +72,9 @@ class ExactBackend:
         if plan.optimiser == "exact":
             return self._minimise(start, reference, data, objective, monitor)
         world = self.world
-        log_reference = world.policy.log_choices(reference)
-
-        def metrics(theta: FloatArray) -> dict[str, FloatArray]:
-            seen = pair_metrics(
-                world.policy, data, objective, world.policy.log_choices(theta), log_reference,
-                beta=getattr(objective, "beta", 1.0),
-            )  # fmt: skip
-            return {**world.measure(theta), **seen}
-
         found = train(
-            world.policy, data, objective, start=start, reference=reference, kl=world.kl, metrics=metrics,
+            world.policy, data, objective, start=start, reference=reference, kl=world.kl,
+            metrics=self._metrics(reference, data, objective),
             optimiser=OPTIMISERS[plan.optimiser](plan.rate(data), weight_decay=plan.weight_decay),
             steps=plan.length(data.n_rows), batch_size=plan.batch_size, schedule=plan.schedule,
             seeds=None if plan.batch_size is None else world.streams, log_every=plan.log_interval(data.n_rows),
@@ -130,6 +102,21 @@ class ExactBackend:
     def evaluate(self, policy: FloatArray) -> Mapping[str, FloatArray]:
         """Exact metrics, each (R,)."""
         return self.world.measure(policy)
+
+    def _metrics(self, reference: FloatArray, data: PreferencePairs, objective: Objective) -> Metrics:
+        """The world's metrics, and how the policy sees the pairs that it is trained on."""
+        world, shape = self.world, (self.world.n_runs, data.n_rows)
+        fields = PairFields.of(
+            world.policy, data, (*objective.fields, "reference_chosen", "reference_rejected"), n_runs=world.n_runs,
+            log_reference=world.policy.log_choices(reference), kl=world.kl,
+        )  # fmt: skip
+        weights, beta = np.broadcast_to(data.weight_array(), shape), getattr(objective, "beta", 1.0)
+
+        def metrics(theta: FloatArray) -> Mapping[str, FloatArray]:
+            batch = fields.batch(world.policy.log_choices(theta))
+            return {**world.measure(theta), **pair_metrics(objective, batch, weights, beta=beta)}
+
+        return metrics
 
     def _combined(self, policies: Sequence[FloatArray], weights: FloatArray) -> FloatArray:
         """The merge, for any weights: derivatives look beyond the simplex."""

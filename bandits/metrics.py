@@ -1,4 +1,4 @@
-"""Exact metrics of policies in a bandit world, and what the pairs of a data set look like to a policy."""
+"""Exact metrics of policies in a bandit world."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bandits.finite_policies import FinitePolicy
 from bandits.judge import Judge, value_against
-from bandits.pair_fields import PairFields
-from bandits.preference_pairs import PreferencePairs
 from geometry.pairs import FloatArray, IntArray, PairLayout
-from objectives import Objective
-
-LEVEL = 1e-12  # relative difference of rewards that are called equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,43 +78,3 @@ class BanditMetrics:
         for name, mask in self.classes.items():
             values[f"mass_{name}"] = np.vecdot(weighted, np.asarray(mask, dtype=np.float64))
         return values
-
-
-def pair_metrics(
-    policy: FinitePolicy,
-    pairs: PreferencePairs,
-    objective: Objective,
-    log_choices: FloatArray,
-    log_reference: FloatArray,
-    *,
-    beta: float = 1.0,
-) -> dict[str, FloatArray]:
-    """How a policy sees the pairs, weighted means over the rows, each (R,).
-
-    chosen_reward, rejected_reward: the objective's own implicit reward; dpo_chosen_reward, dpo_rejected_reward:
-    beta log pi/ref; reward_accuracy: share of rows whose own chosen reward is higher (a tie counts 1/2, also one
-    up to rounding);
-    chosen_displacement, rejected_displacement: log pi - log ref in nats (likelihood displacement is a negative
-    chosen_displacement: Razin et al. 2024, arXiv:2410.08847).
-    """
-    n_runs = max(len(log_choices), pairs.n_runs)
-    log_choices = np.broadcast_to(log_choices, (n_runs, policy.n_choices))
-    needed = (*objective.fields, "reference_chosen", "reference_rejected")
-    batch = PairFields.of(policy, pairs, needed, n_runs=n_runs, log_reference=log_reference).batch(log_choices)
-    weights = np.broadcast_to(pairs.weight_array(), batch.shape)
-    share = weights / weights.sum(axis=-1, keepdims=True)
-    own_chosen, own_rejected = objective.implicit_reward(batch)
-    # rewards that differ by rounding alone are level: at the reference every reward is 0 but for its last bits
-    level = np.abs(own_chosen - own_rejected) <= LEVEL * (1.0 + np.abs(own_chosen))
-    up = batch.policy_chosen - batch.reference_chosen
-    down = batch.policy_rejected - batch.reference_rejected
-    columns = {
-        "chosen_reward": own_chosen,
-        "rejected_reward": own_rejected,
-        "reward_accuracy": 0.5 * (1.0 + np.sign(np.where(level, 0.0, own_chosen - own_rejected))),
-        "dpo_chosen_reward": beta * up,
-        "dpo_rejected_reward": beta * down,
-        "chosen_displacement": up,
-        "rejected_displacement": down,
-    }
-    return {name: np.sum(share * column, axis=-1) for name, column in columns.items()}

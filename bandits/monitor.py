@@ -1,9 +1,6 @@
-"""Who watches a training run: what it is told, and the snapshots from which training goes on as if never broken off."""
+"""Snapshots of a training run, from which it goes on as if never broken off."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,20 +8,7 @@ from bandits.errors import TrainingError
 from bandits.optimisers import Memory
 from geometry.pairs import FloatArray
 from objectives import Objective
-
-Snapshot = dict[str, Any]
-"""``step`` (steps done), ``arrays`` (theta, and what the optimiser remembers) and ``objective`` (its state)."""
-
-
-class Monitor(Protocol):
-    """Is told of every logged line and every step. ``resume`` is the snapshot to start from, None for the beginning."""
-
-    @property
-    def resume(self) -> Snapshot | None: ...
-
-    def log(self, step: int, values: Mapping[str, FloatArray]) -> None: ...
-
-    def step(self, done: int, total: int, snapshot: Callable[[], Snapshot]) -> None: ...
+from objectives.fitting import Monitor, Snapshot
 
 
 def snapshot(step: int, theta: FloatArray, memory: Memory, objective: Objective) -> Snapshot:

@@ -13,7 +13,7 @@ from bandits.active_blocks import ActiveBlocks
 from bandits.errors import TrainingError
 from bandits.finite_policies import FinitePolicy, as_runs
 from bandits.memory import keep_freed_memory
-from bandits.monitor import Monitor, resume, snapshot
+from bandits.monitor import resume, snapshot
 from bandits.optimisers import Optimiser
 from bandits.pair_fields import KL, PairFields
 from bandits.preference_pairs import PreferencePairs
@@ -22,6 +22,7 @@ from bandits.shift_invariance import without_normalisers
 from bandits.streams import RunStreams
 from geometry.pairs import FloatArray, IntArray
 from objectives import Objective
+from objectives.fitting import Monitor, RateSchedule
 
 Metrics = Callable[[FloatArray], Mapping[str, FloatArray]]
 """theta (R, d) -> named numbers, each (R,)."""
@@ -51,7 +52,7 @@ def train(
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    schedule: Schedule | None = None,
+    schedule: RateSchedule | None = None,
     seeds: int | Sequence[int] | RunStreams | None = None,
     log_every: int | None = None,
     metrics: Metrics | None = None,

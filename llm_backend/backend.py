@@ -13,11 +13,11 @@ from torch import Tensor
 from llm_backend.errors import FiniteError
 from llm_backend.finite import FinitePolicy
 from llm_backend.finite_fields import KL, Pairs, pair_log_probs, row_weights
-from llm_backend.finite_metrics import finite_pair_metrics
 from llm_backend.finite_minimiser import minimise_finite
-from llm_backend.finite_monitor import Monitor, Snapshot
 from llm_backend.finite_training import train_finite
 from objectives import Objective
+from objectives.fitting import Monitor, Plan, Snapshot
+from objectives.metrics import pair_metrics
 
 
 class World(Protocol):
@@ -43,24 +43,6 @@ class World(Protocol):
     @property
     def kl(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]: ...
     def order(self, n_rows: int, epoch: int) -> np.ndarray: ...
-
-
-class Plan(Protocol):
-    """How to fit: ``rate(pairs)`` is the learning rate, ``length(n)`` the steps, ``log_interval(n)`` of them a line.
-    ``optimiser`` "exact" reads nothing else."""
-
-    @property
-    def optimiser(self) -> Any: ...
-    @property
-    def rate(self) -> Any: ...
-    @property
-    def batch_size(self) -> int | None: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def schedule(self) -> Any: ...
-    def length(self, n_rows: int) -> int: ...
-    def log_interval(self, n_rows: int) -> int: ...
 
 
 class TorchBackend:
@@ -117,10 +99,7 @@ class TorchBackend:
         steps = plan.length(data.n_rows)
 
         def metrics(theta: np.ndarray) -> Mapping[str, np.ndarray]:
-            seen = finite_pair_metrics(
-                policy, data, objective, theta, log_reference, beta=getattr(objective, "beta", 1.0), kl=kl
-            )
-            return {**world.measure(theta), **seen}
+            return {**world.measure(theta), **_seen(policy, data, objective, log_reference, kl, theta)}
 
         train_finite(
             policy, data, objective, optimiser=plan.optimiser, learning_rate=plan.rate(data), steps=steps,
@@ -202,6 +181,19 @@ class TorchBackend:
         table = np.stack(rows)
         theta = torch.as_tensor(table[:, :-2], device=self.device)
         return theta, {"loss": table[:, -2], "gradient_norm": table[:, -1]}
+
+
+def _seen(
+    policy: FinitePolicy, data: Pairs, objective: Objective, log_reference: Tensor, kl: KL, theta: np.ndarray
+) -> Mapping[str, np.ndarray]:
+    """How the policy at ``theta`` sees the pairs that it is trained on."""
+    needed = (*objective.fields, "reference_chosen", "reference_rejected")
+    with torch.no_grad():
+        point = torch.as_tensor(theta, device=policy.device, dtype=policy.theta.dtype)
+        batch = pair_log_probs(policy, data, needed, theta=point, log_reference=log_reference, kl=kl)
+        weights = row_weights(data, batch.policy_chosen)
+        found = pair_metrics(objective, batch, weights, beta=getattr(objective, "beta", 1.0))
+    return {name: value.cpu().numpy() for name, value in found.items()}
 
 
 def _minima(rows: list[np.ndarray]) -> Snapshot:

@@ -1,9 +1,6 @@
-"""Who watches the training of finite torch policies: the same contract as the simulator's monitor, for torch state."""
+"""Snapshots of the training of finite torch policies, from which it goes on as if never broken off."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,20 +8,7 @@ import torch
 from llm_backend.errors import FiniteError
 from llm_backend.finite import FinitePolicy
 from objectives import Objective
-
-Snapshot = dict[str, Any]
-"""``step`` (steps done), ``arrays`` (theta, and what the optimiser remembers) and ``objective`` (its state)."""
-
-
-class Monitor(Protocol):
-    """Is told of every logged line and every step. ``resume`` is the snapshot to start from, None for the beginning."""
-
-    @property
-    def resume(self) -> Snapshot | None: ...
-
-    def log(self, step: int, values: Mapping[str, np.ndarray]) -> None: ...
-
-    def step(self, done: int, total: int, snapshot: Callable[[], Snapshot]) -> None: ...
+from objectives.fitting import Monitor, Snapshot
 
 
 def snapshot(step: int, policy: FinitePolicy, engine: torch.optim.Optimizer, objective: Objective) -> Snapshot:

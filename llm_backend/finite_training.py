@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 from llm_backend.errors import FiniteError
 from llm_backend.finite import FinitePolicy
 from llm_backend.finite_fields import KL, Pairs, pair_log_probs, row_weights
-from llm_backend.finite_monitor import Monitor, resume, snapshot
+from llm_backend.finite_monitor import resume, snapshot
 from objectives import Objective
 from objectives.base import shares
+from objectives.fitting import Monitor
 
 Order = Callable[[int], np.ndarray]
 """epoch -> the order of the rows in it, (R, n) or (1, n). An input, so that two backends can see the same batches."""
@@ -41,7 +42,7 @@ def train_finite(
     pairs: Pairs,
     objective: Objective,
     *,
-    optimiser: Literal["gd", "adam"],
+    optimiser: str,
     learning_rate: float | np.ndarray,
     steps: int,
     reference: Tensor | None = None,

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from bandits.monitor import Monitor
 from bandits.schedules import Schedule
 from objectives import Objective
+from objectives.fitting import Monitor
 
 Policy = TypeVar("Policy")
 Data = TypeVar("Data")

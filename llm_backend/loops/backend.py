@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_backend.backend import Plan
 from llm_backend.loops.errors import LoopError
 from llm_backend.loops.fitting import Fit
-from llm_backend.loops.loop_trainer import Monitor
 from llm_backend.loops.policies import StoredPolicy
 from llm_backend.loops.rows import LoopRows, loop_rows
 from llm_backend.loops.sources import Draw, RoundSource, one_number
@@ -22,6 +20,7 @@ from llm_backend.merging.margins import MergedMargins
 from llm_backend.merging.weighted_sum import checked_weights
 from llm_backend.token_options import TokenOptions
 from objectives import Objective
+from objectives.fitting import Monitor, Plan
 
 Arrays = Mapping[str, np.ndarray]
 Evaluate = Callable[[Any], Mapping[str, float]]

@@ -18,7 +18,6 @@ from llm_backend.loops.loop_trainer import (
     LoopPreferenceTrainer,
     LoopSupervisedTrainer,
     LoopTrainer,
-    Monitor,
     as_runs,
     pointed_at,
     pointer,
@@ -32,6 +31,7 @@ from llm_backend.reference import Reference, ReferenceLogProbs, rows_hash
 from llm_backend.response_trainer import RowData
 from llm_backend.state_files import MANIFEST
 from objectives import Objective
+from objectives.fitting import Monitor
 
 FITS, CHECKPOINTS = "fits", "checkpoints"
 SUPERVISED = "nll"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +22,10 @@ from llm_backend.response_trainer import ResponseTrainer
 from llm_backend.state_files import MANIFEST, file_hash
 from llm_backend.supervised import SupervisedTrainer
 from llm_backend.trainer import PreferenceTrainer
+from objectives.fitting import Monitor, Snapshot
 
-Snapshot = dict[str, Any]
 Line = dict[str, float]
 UNLOGGED = ("step", "epoch", "total_flos")
-
-
-class Monitor(Protocol):
-    """Is told of every logged line and every step. ``resume`` is the snapshot to start from, None for the beginning."""
-
-    @property
-    def resume(self) -> Snapshot | None: ...
-
-    def log(self, step: int, values: Mapping[str, np.ndarray]) -> None: ...
-
-    def step(self, done: int, total: int, snapshot: Callable[[], Snapshot]) -> None: ...
 
 
 class LoopTrainer(ResponseTrainer):

@@ -5,21 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from llm_backend.backend import Plan
 from llm_backend.loops.errors import LoopError
 from llm_backend.loops.sources import one_number
 from llm_backend.models import Lora
 from llm_backend.response_trainer import training_arguments
+from objectives.fitting import Plan, RateSchedule
 
 OPTIMISERS = {"adam": "adamw_torch", "gd": "sgd"}
-
-
-class Schedule(Protocol):
-    """A factor on the learning rate at ``step`` (0-based) of ``total``."""
-
-    def factor(self, step: int, total: int) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +61,7 @@ class Steps:
     n_rows: int
     batch_size: int
     weight_decay: float
-    schedule: Schedule
+    schedule: RateSchedule
     log_every: int
 
     @staticmethod

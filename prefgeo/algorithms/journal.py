@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bandits.monitor import Monitor
 from objectives import Objective
+from objectives.fitting import Monitor
 from prefgeo.backend import Arrays, Backend, Data, FitPlan, Policy
 
 POLICY, NOTE = "policy.", "note."

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from bandits.monitor import Monitor
 from objectives import Objective
+from objectives.fitting import Monitor
 from prefgeo.backend import Arrays, Backend, Data, FitPlan, Policy
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bandits.monitor import Monitor, Snapshot
 from bandits.schedules import Schedule
 from objectives import Objective
+from objectives.fitting import Monitor, Snapshot
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.errors import AlgorithmError
 from prefgeo.algorithms.journal import POLICY, Entry, Journal, NoJournal, prefixed
