@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_backend.data.json_lines import append_line, cut_unfinished, whole_lines
 from llm_backend.loops.errors import StoreError
 
 HEADER, CHUNK = "header", "chunk"
@@ -22,10 +22,11 @@ class ChunkLog:
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path, self.header = path, json.loads(json.dumps(dict(header)))
         self.chunks: list[Any] = []
-        if path.is_file():
-            self._read()
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        lines = whole_lines(path)
+        self.begun = bool(lines)
+        if self.begun:
+            self._read(lines)
+        cut_unfinished(path)
 
     def chunk(self, number: int, work: Callable[[], Any]) -> Any:
         """The outcome of a chunk, as JSON: what is written, or else what ``work`` gives."""
@@ -36,22 +37,12 @@ class ChunkLog:
         return self.chunks[number]
 
     def _append(self, line: dict[str, Any]) -> None:
-        lines = [line] if self.path.is_file() else [{HEADER: self.header}, line]
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(json.dumps(each) + "\n" for each in lines))
-            stream.flush()
-            os.fsync(stream.fileno())
+        for each in [line] if self.begun else [{HEADER: self.header}, line]:
+            append_line(self.path, each)
+        self.begun = True
         self.chunks.append(json.loads(json.dumps(line["content"])))
 
-    def _read(self) -> None:
-        content = self.path.read_bytes()
-        whole, end, rest = content.rpartition(b"\n")
-        if rest:  # a kill came in between
-            os.truncate(self.path, len(whole) + len(end))
-        lines = whole.split(b"\n") if whole else []
-        if not lines:
-            self.path.unlink()
-            return
+    def _read(self, lines: list[bytes]) -> None:
         try:
             parsed = [json.loads(line) for line in lines]
             header, self.chunks = parsed[0][HEADER], [line["content"] for line in parsed[1:]]

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
+from functools import partial
 from typing import Any
 
 from prefgeo.language.folder import PREFERENCE, SFT
+from prefgeo.language.panels import BLUE, DARK, GREY, RED, draw_panels
 
 Lines = Sequence[Mapping[str, Any]]
-CHOSEN, REJECTED, PLAIN = "#00798c", "#d1495b", "#1d3557"
+CHOSEN, REJECTED, PLAIN = BLUE, RED, DARK
 FEW = 5  # values that get a mark each
 
 
 def draw_curve(title: str, metrics: Lines, stages: Mapping[str, Any]) -> bytes:
     """A PNG of metrics.jsonl and of what each stage ended with; the same bytes for the same numbers."""
-    from matplotlib.figure import Figure
-
     panels = [_preference_loss, _rewards, _accuracy]
     if any(line["stage"] == SFT for line in metrics):
         panels.insert(0, _supervised_loss)
     if any("generations" in record for record in stages.values()):
         panels += [_gold, _length]
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    for place, panel in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        panel(axes, metrics, stages)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    stream = BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+    return draw_panels(title, [partial(panel, metrics=metrics, stages=stages) for panel in panels])
 
 
 def _supervised_loss(axes: Any, metrics: Lines, stages: Mapping[str, Any]) -> None:
@@ -84,4 +71,4 @@ def _bars(axes: Any, stages: Mapping[str, Any], name: str, colour: str) -> None:
     means = [each[name] for each in found.values()]
     errors = [1.96 * each[f"{name}_standard_error"] for each in found.values()]
     axes.bar(list(found), means, yerr=errors, color=colour, width=0.6, capsize=3)
-    axes.axhline(0.0, color="#6b6b6b", linewidth=0.8)
+    axes.axhline(0.0, color=GREY, linewidth=0.8)

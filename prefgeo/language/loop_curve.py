@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
+from functools import partial
 from typing import Any
 
+from prefgeo.language.panels import BLUE, DARK, GREY, RED, draw_panels
+
 Lines = Sequence[Mapping[str, Any]]
-BLUE, RED, DARK, GREY = "#00798c", "#d1495b", "#1d3557", "#6b6b6b"
 SHOWN = {
     "gold": "gold reward",
     "facts": "facts",
@@ -20,29 +21,12 @@ SHOWN = {
 
 def draw_loop_curve(title: str, metrics: Lines, loop: Mapping[str, Any]) -> bytes:
     """A PNG of ``base`` and ``rounds`` of result.json and of metrics.jsonl; the same bytes for the same numbers."""
-    from matplotlib.figure import Figure
-
     rounds = [loop["base"], *(each["metrics"] for each in loop["rounds"])]
-    names = [name for name in SHOWN if name in rounds[0]]
-    merged = [each["shares"] for each in loop["rounds"] if "shares" in each]
-    panels = len(names) + 1 + bool(merged)
-    columns = min(3, panels)
-    figure = Figure(figsize=(3.6 * columns, 2.7 * -(-panels // columns)), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    for place in range(panels):
-        axes = figure.add_subplot(-(-panels // columns), columns, place + 1)
-        if place < len(names):
-            _over_rounds(axes, rounds, names[place])
-        elif place == len(names):
-            _losses(axes, metrics)
-        else:
-            _shares(axes, merged)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    stream = BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+    panels = [partial(_over_rounds, rounds=rounds, name=name) for name in SHOWN if name in rounds[0]]
+    panels.append(partial(_losses, metrics=metrics))
+    if merged := [each["shares"] for each in loop["rounds"] if "shares" in each]:
+        panels.append(partial(_shares, merged=merged))
+    return draw_panels(title, panels)
 
 
 def _over_rounds(axes: Any, rounds: Lines, name: str) -> None:

@@ -78,8 +78,12 @@ def test_a_chunk_is_done_once_and_a_broken_line_is_cut(tmp_path):
         assert [again.chunk(n, lambda n=n: work(n))[0] for n in range(3)] == [0, 1, 2]
         assert path.read_bytes() == whole
     assert done == [0, 1, 2, 2, 2, 2]
-    path.write_bytes(b'{"hea')
-    assert ChunkLog(path, {"a": 1}).chunks == [] and not path.exists()
+    end = whole.index(b"\n") + 1
+    for begun in (5, end, end + 9):  # killed in the header, behind it, in the first chunk
+        path.write_bytes(whole[:begun])
+        again = ChunkLog(path, {"a": 1})
+        assert again.chunks == [] and [again.chunk(n, lambda n=n: work(n))[0] for n in range(3)] == [0, 1, 2]
+        assert path.read_bytes() == whole
 
 
 def test_a_log_of_other_work_or_a_damaged_one_is_told(tmp_path):
