@@ -15,7 +15,6 @@ import argparse
 import gzip
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -63,7 +62,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     best: dict[str, dict[str, float]] = {}
     for _ in range(options.repeats):
         for name in RUNS:
-            result = json.loads(_child(name, options, folder).splitlines()[-1])
+            result = _child(name, options, folder)
             if name not in best or result["seconds"] < best[name]["seconds"]:
                 best[name] = result
     ours, trl = best["prefgeo"], best["trl"]
@@ -78,47 +77,56 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     publish("lm_pairs", numbers)
 
 
-def _child(name: str, options: argparse.Namespace, folder: Path) -> str:
-    command = [sys.executable, __file__, "--child", name, "--folder", str(folder), "--data", str(options.data)]
-    command += ["--pairs", str(options.pairs), "--threads", str(options.threads)]
+def _child(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from report import ask_child
+
+    arguments = ["--folder", str(folder), "--data", str(options.data)]
+    arguments += ["--pairs", str(options.pairs), "--threads", str(options.threads)]
     threads = {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
-    ended = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"{name} failed:\n{ended.stderr[-3000:]}")
-    return ended.stdout
+    return ask_child(__file__, name, arguments, threads)
 
 
 def prepare(data: Path, n_pairs: int, folder: Path) -> None:
-    """Write the tokenizer, the start of the model, and the pairs as text and as token ids."""
-    from llm_backend.models import new_model, tiny_config
+    """Write the tokenizer, the start of the model, and the pairs of the HH file as text and as token ids."""
+    write_inputs(hh_texts(data), n_pairs, folder, {"width": 256, "layers": 4, "heads": 4})
 
+
+def hh_texts(data: Path) -> list[dict[str, str]]:
+    """The dialogues of the HH file whose two ends share their prompt."""
     with gzip.open(data / FILE, "rt", encoding="utf-8") as file:
         dialogues = [json.loads(line) for line in file]
-    tokenizer = _tokenizer([dialogue["chosen"] for dialogue in dialogues])
-    tokenizer.save_pretrained(folder / "model")
-    pairs = []
+    texts = []
     for dialogue in dialogues:
         cut = dialogue["chosen"].rfind(MARKER) + len(MARKER)
-        if dialogue["rejected"][:cut] != dialogue["chosen"][:cut]:
-            continue
-        text = {
-            "prompt": dialogue["chosen"][:cut],
-            "chosen": dialogue["chosen"][cut:],
-            "rejected": dialogue["rejected"][cut:],
-        }
+        if dialogue["rejected"][:cut] == dialogue["chosen"][:cut]:
+            ends = {name: dialogue[name][cut:] for name in ("chosen", "rejected")}
+            texts.append({"prompt": dialogue["chosen"][:cut], **ends})
+    return texts
+
+
+def write_inputs(
+    texts: list[dict[str, str]], n_pairs: int, folder: Path, sizes: dict[str, int], *, limit: int = LIMIT,
+    dtype: str = "float32",
+) -> None:  # fmt: skip
+    """Make a tokenizer from texts (prompt, chosen, rejected); write it, a random Llama of these ``sizes``, and the
+    first ``n_pairs`` pairs of up to ``limit`` tokens, as text and as token ids."""
+    from llm_backend.models import new_model, tiny_config
+
+    tokenizer = _tokenizer([text["prompt"] + text["chosen"] for text in texts])
+    tokenizer.save_pretrained(folder / "model")
+    pairs: list[dict[str, Any]] = []
+    for text in texts:
         ids = {name: tokenizer(value)["input_ids"] for name, value in text.items()}
         ids = {name: value + [tokenizer.eos_token_id] * (name != "prompt") for name, value in ids.items()}
-        if (
-            min(map(len, ids.values())) > 1
-            and len(ids["prompt"]) + max(len(ids["chosen"]), len(ids["rejected"])) <= LIMIT
-        ):
+        longest = len(ids["prompt"]) + max(len(ids["chosen"]), len(ids["rejected"]))
+        if min(map(len, ids.values())) > 1 and longest <= limit and len(pairs) < n_pairs:
             pairs.append({"row": len(pairs), "text": text, **{f"{name}_ids": value for name, value in ids.items()}})
     if len(pairs) < n_pairs:
-        raise SystemExit(f"the file has {len(pairs)} pairs of up to {LIMIT} tokens, fewer than {n_pairs}")
-    (folder / "pairs.json").write_text(json.dumps(pairs[:n_pairs]))
-    config = tiny_config("llama", vocab_size=VOCABULARY, width=256, layers=4, heads=4, context=LIMIT, pad_token_id=0,
-                         eos_token_id=1)  # fmt: skip
-    new_model(config, seed=0).save_pretrained(folder / "model")
+        raise SystemExit(f"there are {len(pairs)} pairs of up to {limit} tokens, fewer than {n_pairs}")
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    config = tiny_config("llama", context=limit, pad_token_id=0, eos_token_id=1,
+                         **{"vocab_size": VOCABULARY, **sizes})  # fmt: skip
+    new_model(config, seed=0, dtype=dtype).save_pretrained(folder / "model")
 
 
 def _tokenizer(texts: list[str]) -> Any:
@@ -156,14 +164,18 @@ def run_child(name: str, folder: Path, threads: int) -> None:
     print(json.dumps(record))
 
 
-def _ours(model: Path, pairs: list[dict[str, Any]], output: str) -> Any:
+def ours(
+    model: Path, pairs: list[dict[str, Any]], output: str, *, same: dict[str, Any] = SAME, dtype: str = "float32",
+    device: str = "cpu",
+) -> Any:  # fmt: skip
+    """What scores the reference and trains, and returns the log; ``same`` are options of both trainers."""
     from llm_backend.models import load_model
     from llm_backend.reference import Reference
     from llm_backend.response_trainer import training_arguments
     from llm_backend.trainer import PreferenceTrainer
     from objectives import make_objective
 
-    policy, args = load_model(model), training_arguments(output, **SAME)
+    policy, args = load_model(model, dtype=dtype).to(device), training_arguments(output, **same)
 
     def train() -> Any:
         reference = Reference.initial(policy).log_probs(pairs)
@@ -174,16 +186,20 @@ def _ours(model: Path, pairs: list[dict[str, Any]], output: str) -> Any:
     return train
 
 
-def _trl(model: Path, pairs: list[dict[str, Any]], output: str) -> Any:
+def trl_dpo(
+    model: Path, pairs: list[dict[str, Any]], output: str, *, same: dict[str, Any] = SAME, dtype: str = "float32",
+    limit: int = LIMIT,
+) -> Any:  # fmt: skip
+    """The same of TRL's DPOTrainer; it takes its device from ``same``, as transformers does."""
     import datasets
     import transformers
     import trl
 
     args = trl.DPOConfig(
-        output_dir=output, beta=0.1, max_length=LIMIT, bf16=False, gradient_checkpointing=False, **SAME
+        output_dir=output, beta=0.1, max_length=limit, bf16=False, gradient_checkpointing=False, **same
     )
     trainer = trl.DPOTrainer(
-        transformers.AutoModelForCausalLM.from_pretrained(model),
+        transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype),
         args=args,
         train_dataset=datasets.Dataset.from_list([pair["text"] for pair in pairs]),
         processing_class=transformers.AutoTokenizer.from_pretrained(model),
@@ -196,7 +212,7 @@ def _trl(model: Path, pairs: list[dict[str, Any]], output: str) -> Any:
     return train
 
 
-RUNS = {"prefgeo": _ours, "trl": _trl}
+RUNS = {"prefgeo": ours, "trl": trl_dpo}
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -176,12 +175,10 @@ def _open_and(work: Any, path: Path) -> None:
 
 
 def _child(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", name, "--folder", str(options.folder), "--size", str(options.size)]
-    ended = subprocess.run([*command, "--dtype", options.dtype], capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise SystemExit(f"{name} failed:\n{ended.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    from report import ask_child
+
+    arguments = ["--folder", str(options.folder), "--size", str(options.size), "--dtype", options.dtype]
+    return ask_child(__file__, name, arguments)
 
 
 CHILDREN = {

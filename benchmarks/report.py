@@ -6,8 +6,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from prefgeo.runs import git_revision
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("numpy", "scipy", "scikit-learn")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -28,9 +31,26 @@ def best_time(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     return least, result
 
 
-def publish(name: str, numbers: Mapping[str, Any]) -> None:
+def ask_child(
+    script: str | Path, name: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The JSON that ``script --child NAME`` prints last, in a process of its own; nothing where it prints nothing.
+
+    Exits with its last words where it fails.
+    """
+    command = [sys.executable, str(script), "--child", name, *arguments]
+    ended = subprocess.run(
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        raise SystemExit(f"{name} failed:\n{ended.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads((ended.stdout.splitlines() or ["{}"])[-1])
+    return found
+
+
+def publish(name: str, numbers: Mapping[str, Any], packages: Sequence[str] = PACKAGES) -> None:
     """Print the numbers with their circumstances, and write both to build/benchmarks/NAME.json."""
-    record = {"benchmark": name, "numbers": dict(numbers), "circumstances": circumstances()}
+    record = {"benchmark": name, "numbers": dict(numbers), "circumstances": circumstances(packages)}
     text = json.dumps(record, indent=2)
     folder = ROOT / "build" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,9 +68,8 @@ def peak_mib() -> float:
     raise SystemExit("no VmHWM in /proc/self/status: this benchmark needs Linux")
 
 
-def circumstances() -> dict[str, Any]:
-    """Machine, load, threads, versions and commit."""
-    packages = ("numpy", "scipy", "scikit-learn")
+def circumstances(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Machine, load, threads, versions of packages and commit."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
