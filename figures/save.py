@@ -7,13 +7,13 @@ import os
 import platform
 import textwrap
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from figures.claims import Claim
+from prefgeo import __version__
 from prefgeo.plain import plain
 from prefgeo.runs import git_revision
 
@@ -64,13 +64,9 @@ def save_figure(figure: Figure, folder: Path, name: str, record: Mapping[str, An
 
 def provenance() -> dict[str, str]:
     """Git revision (with ``+changes`` where files differ from it), package and library versions, machine."""
-    try:
-        package = version("prefgeo")
-    except PackageNotFoundError:
-        package = "not installed"
     return {
         "revision": git_revision() or "unknown",
-        "prefgeo": package,
+        "prefgeo": __version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_backend.versions import versions
 from prefgeo import __version__
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.outcome import LoopOutcome, Round
@@ -144,7 +144,7 @@ def manifest(
         "inputs": config["world"]["inputs"],
         "roles": roles,
         "reference_sha256": reference,
-        "versions": versions(),
+        "versions": run_versions(),
         "git_revision": git_revision(),
     }
 
@@ -172,15 +172,9 @@ def revision_of(file: Path) -> str | None:
     return told
 
 
-def versions() -> dict[str, str]:
+def run_versions() -> dict[str, str]:
     """The versions that decide what a run computes."""
-    found = {"prefgeo": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"prefgeo": __version__, "python": platform.python_version(), **versions(PACKAGES)}
 
 
 def _check_same(folder: RunFolder, config: Mapping[str, Any], device: str) -> None:

@@ -11,7 +11,7 @@ from prefgeo.errors import UsageError
 from prefgeo.folders import Folder
 from prefgeo.preparation import digest
 from prefgeo.run_monitor import ProgressBar
-from prefgeo.runs import git_revision, versions
+from prefgeo.runs import git_revision, run_versions
 from prefgeo.sweep_recipes import Sweep, load_sweep
 from prefgeo.sweep_tables import as_csv, as_parquet, results_table, summary_table
 from prefgeo.sweep_units import Unit, joined, sweep_units
@@ -97,7 +97,7 @@ def _begin(folder: SweepFolder, sweep: Sweep, backend: str, device: str) -> None
     if not folder.has(CONFIG):
         if (folder.path / CELLS).exists():
             raise UsageError(f"{folder.path} is not the folder of a sweep: {CONFIG} is missing; choose another --out")
-        folder.write_json(CONFIG, {"sweep": config, "versions": versions(), "git_revision": git_revision()})
+        folder.write_json(CONFIG, {"sweep": config, "versions": run_versions(), "git_revision": git_revision()})
     elif digest(folder.read_json(CONFIG).get("sweep")) != digest(config):
         raise UsageError(f"{folder.path} belongs to another sweep or backend; choose another --out")
     (folder.path / CELLS).mkdir(exist_ok=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llm_backend.merging.shards import Entry
+from llm_backend.versions import versions
 
+PACKAGES = ("prefgeo", "torch", "numpy")
 RECORD = "merge.json"
 
 
@@ -48,7 +49,7 @@ class MergeReport:
         ]
         base = {} if self.base is None else {"base": {"path": str(self.base), "sha256": self.hashes[-1]}}
         written = dict(vars(self.written)) | {"dtypes": list(self.written.dtypes)}
-        return {"inputs": inputs, **base, **written, "versions": versions()}
+        return {"inputs": inputs, **base, **written, "versions": versions(PACKAGES)}
 
 
 def written(kind: str, plans: Sequence[Entry], n_values: int, ties: dict[str, str], read: int, wrote: int) -> Written:
@@ -60,14 +61,3 @@ def written(kind: str, plans: Sequence[Entry], n_values: int, ties: dict[str, st
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """A JSON file with floats that read back exactly."""
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that a merge is made with."""
-    found = {}
-    for name in ("prefgeo", "torch", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

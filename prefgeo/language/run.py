@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from llm_backend.lm_fields import needs_live_reference
 from llm_backend.models import trainable_count
 from llm_backend.reference import weights_hash
+from llm_backend.versions import versions
 from prefgeo.errors import UsageError
 from prefgeo.language.auxiliary_stage import auxiliary_record, prepare_auxiliary
 from prefgeo.language.cells import plain_recipe
@@ -35,7 +35,7 @@ from prefgeo.language.stages import run_preference, run_supervised, training_ref
 from prefgeo.language.tokens import TokenRows, recipe_tokenizer, token_rows
 from prefgeo.preparation import digest
 from prefgeo.run_folder import CONFIG, MANIFEST, RESULT
-from prefgeo.runs import git_revision, versions
+from prefgeo.runs import git_revision, run_versions
 from prefgeo.yaml_reading import Fault, Path_
 
 LOOP = "loop"
@@ -269,12 +269,6 @@ def _manifest(recipe: LanguageRecipe, config: Mapping[str, Any], device: str) ->
     roles: dict[str, Any] = {"start": start, "policy": "the start, trained", "reference": names[recipe.reference.name]}
     if recipe.algorithm is not None:
         roles = {"base": start, "rounds": loop_settings(recipe, _no_fault).roles()}
-    found = versions()
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "config_sha256": digest(config),
         "backend": "torch",
@@ -282,7 +276,7 @@ def _manifest(recipe: LanguageRecipe, config: Mapping[str, Any], device: str) ->
         "seed": recipe.seed,
         "inputs": config["inputs"],
         "roles": roles,
-        "versions": found,
+        "versions": run_versions() | versions(PACKAGES),
         "git_revision": git_revision(),
     }
 
