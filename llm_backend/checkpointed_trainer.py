@@ -74,7 +74,7 @@ class CheckpointedTrainer(Trainer):
             return
         folder = Path(output_dir or self.output_folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=self._tied_once(state_dict))
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         (folder / "training_args.json").write_text(self.args.to_json_string())
@@ -82,6 +82,15 @@ class CheckpointedTrainer(Trainer):
     @property
     def _sharded(self) -> bool:
         return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    def whole_weights(self) -> dict[str, Any] | None:
+        """Of FSDP or DeepSpeed: the shards of all processes put together, in the first one. Else None."""
+        return self._tied_once(self.accelerator.get_state_dict(self.model_wrapped)) if self._sharded else None
+
+    def _tied_once(self, weights: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Gathered weights share no memory, by which transformers would see which are one."""
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {})
+        return None if weights is None else {name: value for name, value in weights.items() if name not in tied}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:

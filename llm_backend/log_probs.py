@@ -16,6 +16,7 @@ from llm_backend.head import token_log_probs
 from llm_backend.lean_blocks import lean_blocks
 from llm_backend.packed_attention import packed_attention
 from llm_backend.sequential_kl import HeadInput, token_kls
+from llm_backend.varlen_attention import varlen_attention, varlen_runs
 
 HeadFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(hidden (N, H), weight (V, H), bias (V,) or None) -> anything, computed inside the model's own forward pass."""
@@ -112,7 +113,8 @@ def at_places(model: nn.Module, batch: Mapping[str, Tensor], function: HeadFunct
         return found[-1]
 
     packed = "spans" in batch
-    attention = packed_attention(causal, batch["spans"]) if packed else contextlib.nullcontext()
+    attend = varlen_attention if packed and varlen_runs(causal) else packed_attention
+    attention = attend(causal, batch["spans"]) if packed else contextlib.nullcontext()
     blocks = lean_blocks(causal, batch["places"]) if packed else contextlib.nullcontext(False)
     with _replaced_forward(head, instead), attention, blocks as at_end:
         model(
@@ -155,7 +157,7 @@ def unwrap(model: Any) -> Any:
 def checked_head(causal: Any) -> nn.Linear:
     """The output embedding of a causal LM. Raises ModelError where scores would not be the model's own."""
     head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
-    if type(head) is not nn.Linear:
+    if not _is_linear(head):
         kind = "none" if head is None else type(head).__name__
         raise ModelError(f"the LM head must be a plain linear layer, got {kind}; keep adapters and quantisation off it")
     for name in SCALED_LOGITS:
@@ -165,6 +167,16 @@ def checked_head(causal: Any) -> nn.Linear:
                 f"{type(causal).__name__} changes its logits after the head ({name} = {value}): unsupported"
             )
     return head
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether it is nn.Linear itself, also where FSDP2 has put its own class in front."""
+    kinds = type(module).__mro__
+    if kinds[0] is nn.Linear:
+        return True
+    from torch.distributed.fsdp import FSDPModule
+
+    return kinds[1:3] == (FSDPModule, nn.Linear)
 
 
 @contextlib.contextmanager
@@ -177,13 +189,15 @@ def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) ->
 
 
 def best_collator(model: Any, sides: Sequence[str], pad_id: int = 0, *, share: bool | None = None) -> Collator:
-    """The layout that saves most for this model and device, tried out: packed (CPU), shared prompts, or separate lines.
+    """The layout that saves most for this model and device, tried out: packed, shared prompts, or separate lines.
 
+    Packed are models on a CPU, and on a GPU those in half precision, where its variable-length attention runs.
     ``share`` False asks for separate lines, True for shared ones without trying.
     """
     if share is False:
         return Collator(tuple(sides), pad_id, shared=False)
-    packs = unwrap(model).device.type == "cpu" and shares_prompts(model, packed=True)
+    causal = unwrap(model)
+    packs = (causal.device.type == "cpu" or varlen_runs(causal)) and shares_prompts(model, packed=True)
     shared = packs or (len(sides) > 1 and (bool(share) or shares_prompts(model)))
     return Collator(tuple(sides), pad_id, shared=shared, packed=packs)
 

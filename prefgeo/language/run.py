@@ -173,11 +173,7 @@ class _Runner:
         self._finish(PREFERENCE, self._evaluate(model) | {LOOP: record})
 
     def _preference(self) -> None:
-        if self.recipe.sft is None:
-            model = start_model(self.recipe, self.tokenizer)
-        else:
-            model = stored_model(self.folder.model(SFT), self.recipe.model)
-        policy = opened(model, self.recipe.model, self.recipe.seed).to(self.device)
+        policy = opened(self._start(), self.recipe.model, self.recipe.seed).to(self.device)
         reference = make_reference(self.recipe, policy, self.tokenizer)
         reference.model.to(self.device)
         self._name_reference(weights_hash(reference.model, skip_adapters=reference.without_adapter))
@@ -218,7 +214,21 @@ class _Runner:
         self.folder.write_model(stage, save)
         if whole is None or self.folder.follows:
             return model
-        return stored_model(self.folder.model(stage), self.recipe.model).to(self.device)
+        return self._written(stage).to(self.device)
+
+    def _start(self) -> Any:
+        """The model that preference training begins with."""
+        if self.recipe.sft is not None:
+            return stored_model(self.folder.model(SFT), self.recipe.model)
+        return start_model(self.recipe, self.tokenizer)
+
+    def _written(self, stage: str) -> Any:
+        """The model that a stage wrote; adapters are put on the start again."""
+        if stage == SFT or self.recipe.model.lora is None:
+            return stored_model(self.folder.model(stage), self.recipe.model)
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(self._start(), str(self.folder.model(stage)))
 
     def _finish(self, stage: str, record: dict[str, Any]) -> None:
         self.folder.finish(stage, record)

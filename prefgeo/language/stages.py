@@ -61,14 +61,6 @@ def stage_arguments(
     )
 
 
-def whole_weights(trainer: ResponseTrainer) -> dict[str, Any] | None:
-    """Of FSDP or DeepSpeed: the shards of all processes put together, in the first one. Else None."""
-    if not trainer._sharded:
-        return None
-    found: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return found
-
-
 def run_supervised(
     model: Any, rows: Rows, spec: SupervisedTraining, folder: LanguageFolder, *, seed: int, device: str, pad_id: int,
     seconds: float,
@@ -79,7 +71,7 @@ def run_supervised(
     arguments = stage_arguments(spec, len(rows), folder, SFT, seed=seed, device=device)
     trainer = SupervisedTrainer(model, arguments, rows, pad_id=pad_id)
     _train(trainer, folder, SFT, seed, seconds)
-    return whole_weights(trainer)
+    return trainer.whole_weights()
 
 
 def run_preference(
@@ -97,7 +89,7 @@ def run_preference(
         model, objective, arguments, rows, reference=reference, live_reference=live, auxiliary=auxiliary, pad_id=pad_id
     )
     _train(trainer, folder, PREFERENCE, seed, seconds)
-    return whole_weights(trainer)
+    return trainer.whole_weights()
 
 
 def training_reference(

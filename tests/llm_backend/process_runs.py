@@ -99,7 +99,8 @@ def sharded(folder):
     """Gradient and saved weights of a model whose parameters are spread over the processes, block by block."""
     model = small_llama()
     mesh = torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for part in (*model.model.layers, model):
+    tied = [model.model.norm, model.model.embed_tokens, model.lm_head]  # one part, as accelerate has it
+    for part in (*model.model.layers, tied, model):
         fully_shard(part, mesh=mesh)
     pair_loss(model, rows()[:8]).backward()  # the same rows in each process: the mean of equal gradients
     gradients = {name: value.grad.full_tensor() for name, value in model.named_parameters()}
