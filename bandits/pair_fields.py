@@ -14,11 +14,10 @@ from bandits.preference_pairs import PreferencePairs
 from bandits.responses import BoundResponses, Responses, concatenate
 from geometry.pairs import FloatArray
 from objectives import PairLogProbs
+from objectives.batch import SIDES
 
 KL = Callable[[FloatArray, FloatArray], FloatArray]
 """(log_choices (R, M), log_reference (R, M)) -> KL(pi || ref) of whole responses, (R,)."""
-
-SIDES = ("chosen", "rejected", "source_chosen", "source_rejected")
 
 
 @dataclass(frozen=True, eq=False)

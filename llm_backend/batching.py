@@ -12,7 +12,6 @@ from torch import Tensor
 
 from llm_backend.errors import BatchingError
 
-SIDES = ("chosen", "rejected", "source_chosen", "source_rejected")
 PADDING = -1
 NUMBERS = ("win_chosen", "win_rejected", "weight")
 """Numeric columns that go along with a row, besides every ``reference_*``."""

@@ -13,7 +13,6 @@ from llm_backend.errors import FiniteError
 from llm_backend.finite import FinitePolicy, Responses
 from objectives import PairLogProbs
 
-SIDES = ("chosen", "rejected", "source_chosen", "source_rejected")
 KL = Callable[[Tensor, Tensor], Tensor]
 """(log_choices (R, M), log_reference (R, M)) -> KL(pi || ref) of whole responses, (R,)."""
 

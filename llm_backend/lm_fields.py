@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from llm_backend.batching import SIDES
 from llm_backend.errors import BatchingError
 from llm_backend.log_probs import ResponseScores, response_log_probs
 from llm_backend.reference import Reference
 from objectives import Objective, PairLogProbs
+from objectives.batch import SIDES
 
 PAIR = ("chosen", "rejected")
 HOW = {

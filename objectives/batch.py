@@ -12,6 +12,7 @@ from objectives.errors import BatchError, MixedArraysError
 
 Array = Any
 
+SIDES = ("chosen", "rejected", "source_chosen", "source_rejected")  # the responses of a pair
 LOG_PROBS = (
     "policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected",
     "policy_source_chosen", "reference_source_chosen", "policy_source_rejected", "reference_source_rejected",

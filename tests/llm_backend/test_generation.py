@@ -17,9 +17,9 @@ from llm_backend.generation.writing import write_tokens  # noqa: E402
 from llm_backend.models import new_model, tiny_config  # noqa: E402
 from llm_backend.token_options import TokenOptions  # noqa: E402
 from llm_backend.tokenization import tokenize_preferences  # noqa: E402
-from llm_backend.toy import make_model, make_tokenizer  # noqa: E402
+from llm_backend.toy import make_model  # noqa: E402
+from tests.llm_backend.cat_and_dog import TOKENIZER  # noqa: E402
 
-TOKENIZER = make_tokenizer(["the cat sat on the mat", "a dog ran over the green hill"], vocab_size=300)
 TEXTS = ["the cat", "a dog ran over the", "on", "the green hill"]
 CHAT = [[{"role": "user", "content": "the cat?"}], [{"role": "user", "content": "a dog ran over the hill"}]]
 ENDS = frozenset([1])

@@ -15,9 +15,9 @@ from llm_backend.generation import GenerationError, ModelGenerator, Sampling, VL
 from llm_backend.generation.vllm import request_seed  # noqa: E402
 from llm_backend.generation.writing import write_tokens  # noqa: E402
 from llm_backend.models import load_model  # noqa: E402
-from llm_backend.toy import make_model, make_tokenizer  # noqa: E402
+from llm_backend.toy import make_model  # noqa: E402
+from tests.llm_backend.cat_and_dog import TOKENIZER  # noqa: E402
 
-TOKENIZER = make_tokenizer(["the cat sat on the mat", "a dog ran over the green hill"], vocab_size=300)
 TEXTS = ["the cat", "a dog ran over the", "on"]
 
 

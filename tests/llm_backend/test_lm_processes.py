@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -18,12 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from llm_backend.models import load_model
+from tests.llm_backend import process_runs
 
 SCRIPT = Path(__file__).with_name("process_runs.py")
-SPEC = importlib.util.spec_from_file_location("process_runs", SCRIPT)
-assert SPEC is not None and SPEC.loader is not None
-process_runs = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(process_runs)
 
 
 @pytest.fixture(scope="module")

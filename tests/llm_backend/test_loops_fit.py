@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,11 +24,8 @@ from llm_backend.models import Lora
 from llm_backend.reference import Reference
 from objectives import make_objective
 from prefgeo.backend import FitPlan
+from tests.llm_backend import loop_world
 
-SPEC = importlib.util.spec_from_file_location("loop_world", Path(__file__).with_name("loop_world.py"))
-assert SPEC is not None and SPEC.loader is not None
-loop_world = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(loop_world)
 DPO = loop_world.DPO
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,7 @@ from llm_backend.data import PreferenceRow, Preferences
 from llm_backend.loops import Draw, LoopError
 from llm_backend.pairing import PairingError, PairRule, RecordedResponses
 from llm_backend.prompts import FixedPrompts
-
-SPEC = importlib.util.spec_from_file_location("loop_world", Path(__file__).with_name("loop_world.py"))
-assert SPEC is not None and SPEC.loader is not None
-loop_world = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(loop_world)
+from tests.llm_backend import loop_world
 
 DATASET = Preferences(
     tuple(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +18,7 @@ from llm_backend.loops import Draw, FusionSource, LoopError, SourcesByKind, Stor
 from llm_backend.loops.chunk_log import ChunkLog
 from llm_backend.pairing import PairRule
 from llm_backend.prompts import FixedPrompts, PromptBatch
-
-SPEC = importlib.util.spec_from_file_location("loop_world", Path(__file__).with_name("loop_world.py"))
-assert SPEC is not None and SPEC.loader is not None
-loop_world = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(loop_world)
+from tests.llm_backend import loop_world
 
 
 class Counting:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +16,8 @@ from llm_backend.loops import LoopError, PolicyStore, StoreError
 from llm_backend.loops.policies import folder_digest
 from llm_backend.loops.store import key_of
 from llm_backend.models import Lora, open_for_training
+from tests.llm_backend import loop_world
 
-SPEC = importlib.util.spec_from_file_location("loop_world", Path(__file__).with_name("loop_world.py"))
-assert SPEC is not None and SPEC.loader is not None
-loop_world = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(loop_world)
 WORDS = loop_world.tokenizer()
 
 

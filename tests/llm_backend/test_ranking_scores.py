@@ -22,12 +22,8 @@ from llm_backend.ranking import (  # noqa: E402
 )
 from llm_backend.ranking.self_reward import read_points  # noqa: E402
 from llm_backend.tokenization import tokenize_preferences  # noqa: E402
-from llm_backend.toy import make_model, make_tokenizer  # noqa: E402
-
-TOKENIZER = make_tokenizer(["the cat sat on the mat", "a dog ran over the green hill"], vocab_size=300)
-PROMPTS = ["the cat", "a dog ran over the"]
-CANDIDATES = [[" sat on the mat", " ran", " sat"], [" hill", " green hill", " mat on the dog"]]
-CHAT = [[{"role": "user", "content": text}] for text in PROMPTS]
+from llm_backend.toy import make_model  # noqa: E402
+from tests.llm_backend.cat_and_dog import CANDIDATES, CHAT, PROMPTS, TOKENIZER  # noqa: E402
 
 
 # --------------------------------------------------------------------------------------------------------- self reward

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from bandits.worlds.simulated.catalogue import make_simulation, simulated_option
 from llm_backend.backend import TorchBackend
 from llm_backend.loops import LoopRows
 from prefgeo.backend import FitPlan
+from tests.llm_backend import loop_world
 
-SPEC = importlib.util.spec_from_file_location("loop_world", Path(__file__).parents[1] / "llm_backend" / "loop_world.py")
-assert SPEC is not None and SPEC.loader is not None
-loop_world: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(loop_world)
 DPO, PAIRS, PLAN = loop_world.DPO, loop_world.PAIRS, loop_world.PLAN
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from functools import partial
@@ -31,11 +30,8 @@ from prefgeo.algorithms.tpmm import Weighting, tpmm
 from prefgeo.algorithms.tr_dpo import Update, tr_dpo
 from prefgeo.algorithms.wrpo import wrpo
 from prefgeo.backend import FitPlan
+from tests.llm_backend import loop_world
 
-SPEC = importlib.util.spec_from_file_location("loop_world", Path(__file__).parents[1] / "llm_backend" / "loop_world.py")
-assert SPEC is not None and SPEC.loader is not None
-loop_world: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(loop_world)
 DPO, PAIRS, PLAN = loop_world.DPO, loop_world.PAIRS, loop_world.PLAN
 
 
