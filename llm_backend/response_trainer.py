@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ class ResponseTrainer(CheckpointedTrainer):
             self.collate = Collator(self.sides, pad_id, shared=share_prompt and len(self.sides) > 1)
         else:
             self.collate = best_collator(model, self.sides, pad_id, share=share_prompt)
+            if unwrap(model).device.type != args.device.type:  # tried out where the model is, not where it will be
+                self.collate = replace(self.collate, packed=False)
         self.totals = Totals()
         self.identity = {"rows": rows_hash(data.rows, self.sides), **dict(identity or {})}
         super().__init__(

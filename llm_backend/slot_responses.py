@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class SlotResponses:
     def __init__(self, model: nn.Module, rows: Rows, slots: Slots, *, centred: bool, pad_id: int = 0) -> None:
         self.slots, self.centred, self.device = slots, centred, unwrap(model).device
         self.collate = best_collator(model, PAIR, pad_id)
+        if self.device.type != "cpu":  # a GPU's packed attention has no forward-mode derivative
+            self.collate = replace(self.collate, packed=False)
         self._rows, self._place = rows, [(-1, "")] * slots.size
         for side, places in zip(PAIR, (slots.chosen, slots.rejected), strict=True):
             for row, slot in enumerate(places.tolist()):
