@@ -16,6 +16,8 @@ Model = TypeVar("Model", bound=BaseModel)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+SWEEPING = ("grid", "cases", "recipe")
+"""Keys that a sweep has and a recipe has not."""
 
 
 class Section(BaseModel):
@@ -131,6 +133,8 @@ class Recipe(Section):
 def load_recipe(path: Path) -> tuple[Recipe, Fault]:
     """A checked recipe, and how to tell of later faults in it. Raises ``UsageError`` with file, line and key."""
     document = read_yaml(path)
+    if found := [key for key in SWEEPING if key in document.values]:
+        raise document.fault((found[0],), f"this is a sweep and not one run; say: prefgeo sweep {path}")
     return check_recipe(document.values, document.fault), document.fault
 
 

@@ -18,7 +18,7 @@ from prefgeo.errors import UsageError
 from prefgeo.language.cells import PreparedLanguage, prepare_language
 from prefgeo.language.recipe import LanguageRecipe
 from prefgeo.preparation import Prepared, digest, prepare
-from prefgeo.recipes import Recipe, Section, Seed, check_recipe, validated
+from prefgeo.recipes import SWEEPING, Recipe, Section, Seed, check_recipe, validated
 from prefgeo.yaml_reading import Document, Fault, Path_, read_yaml
 
 CASE = "case"
@@ -88,6 +88,12 @@ class Sweep:
 def load_sweep(path: Path) -> Sweep:
     """A sweep with every cell checked before any runs. Raises ``UsageError`` with file, line and key."""
     document = read_yaml(path)
+    if "objective" in document.values and not any(key in document.values for key in SWEEPING):
+        raise document.fault(
+            ("objective",),
+            f"this is a recipe of one run; say: prefgeo run {path}, or write a sweep of it, with "
+            f"recipe: {path.name} and a grid",
+        )
     spec = validated(SweepSpec, document.values, document.fault)
     base, base_fault, folder = _base(spec, document, path)
     language = "model" in base

@@ -149,6 +149,15 @@ def test_files_and_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
 
 
+def test_run_and_sweep_point_at_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, sweep = write(RECIPE, tmp_path, "one.yaml"), write(SWEEP, tmp_path, "many.yaml")
+    told = refused(capsys, "run", sweep, "--out", tmp_path / "out")
+    assert told.endswith(f"many.yaml, line 6, grid: this is a sweep and not one run; say: prefgeo sweep {sweep}\n")
+    told = refused(capsys, "sweep", recipe, "--out", tmp_path / "out")
+    assert f"one.yaml, line 3, objective: this is a recipe of one run; say: prefgeo run {recipe}, or" in told
+    assert not (tmp_path / "out").exists()
+
+
 GRIDS: dict[str, tuple[str, str, str]] = {
     "unknown key": ("data.flip", "dtaa.flip", "line 8, grid.dtaa.flip: unknown key 'dtaa.flip'. Did you mean 'data'?"),
     "unknown inner key": ("data.flip", "data.flop", "line 8, grid.data.flop.0: unknown key 'flop'. Did you mean"),
