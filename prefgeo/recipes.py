@@ -182,11 +182,15 @@ def _keys(model: type[BaseModel], place: Path_) -> list[str]:
     for part in place:
         if isinstance(part, int):
             continue  # an entry of a list
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *get_args(annotation)]
-        options += [each for option in options for each in get_args(option)]  # of a list, or of one that may be absent
-        inner = [kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        inner = sections_of(model.model_fields[part].annotation) if part in model.model_fields else []
         if not inner:
             return []
         model = inner[0]
     return list(model.model_fields)
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field can hold: one, one that may be absent, or a list of them."""
+    options = [annotation, *get_args(annotation)]
+    options += [each for option in options for each in get_args(option)]
+    return [kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)]

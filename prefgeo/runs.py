@@ -20,6 +20,7 @@ from prefgeo.algorithms.single_round import ROLES, Outcome, single_round
 from prefgeo.backend import Backend
 from prefgeo.errors import UsageError
 from prefgeo.preparation import Prepared, digest, make_backend, prepare
+from prefgeo.recipe_changes import check_unchanged
 from prefgeo.recipes import load_recipe
 from prefgeo.run_folder import CHECKPOINT, CONFIG, MANIFEST, RESULT, THETA, RunFolder, arrays_digest
 from prefgeo.run_journal import RunJournal
@@ -181,11 +182,7 @@ def _check_same(folder: RunFolder, config: Mapping[str, Any], device: str) -> No
     stored, before = folder.read_json(MANIFEST), folder.read_json(CONFIG)
     if stored.get("config_sha256") != digest(before):
         raise UsageError(f"{folder.path / CONFIG} was changed after the run began; start again with another --out")
-    if before != config:
-        changed = sorted(key for key in {**before, **config} if before.get(key) != config.get(key))
-        raise UsageError(
-            f"{folder.path} belongs to another run (it differs in {', '.join(changed)}); choose another --out"
-        )
+    check_unchanged(folder.path, before, config)
     if stored.get("device") != device:
         raise UsageError(f"{folder.path} was begun with --device {stored.get('device')}; continue it with that")
 

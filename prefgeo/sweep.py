@@ -10,6 +10,7 @@ from typing import Any
 from prefgeo.errors import UsageError
 from prefgeo.folders import Folder
 from prefgeo.preparation import digest
+from prefgeo.recipe_changes import check_unchanged
 from prefgeo.run_monitor import ProgressBar
 from prefgeo.runs import git_revision, run_versions
 from prefgeo.sweep_recipes import Sweep, load_sweep
@@ -72,8 +73,7 @@ def run_sweep(
 
 
 def _run(sweep: Sweep, folder: SweepFolder, pool: Pool, how: Mapping[str, Any]) -> SweepRun:
-    _begin(folder, sweep, how["backend"], how["device"])
-    units = sweep_units(sweep, how["backend"])
+    units = sweep_units(sweep, how["backend"], _begin(folder, sweep, how["backend"], how["device"]))
     done = {unit.key: found for unit in units if (found := _stored(folder, unit.key)) is not None}
     waiting = list({unit.key: unit for unit in units if unit.key not in done}.values())  # cells may be alike
     settings = {unit.key: dict(unit.cell.settings) | unit.seed_setting for unit in units}
@@ -85,22 +85,48 @@ def _run(sweep: Sweep, folder: SweepFolder, pool: Pool, how: Mapping[str, Any]) 
     return SweepRun(folder.path, sweep, results, len(waiting))
 
 
-def _begin(folder: SweepFolder, sweep: Sweep, backend: str, device: str) -> None:
-    """Say what this folder holds, or check that it is the same sweep."""
+def _begin(folder: SweepFolder, sweep: Sweep, backend: str, device: str) -> dict[int, str]:
+    """Say what this folder holds, or check that it is the same sweep; the key of each cell by its number."""
+    keys = {cell.index: cell.key(backend) for cell in sweep.cells}
     config = {
         "name": sweep.name,
         "backend": backend,
         "device": device,
         "seeds": list(sweep.seeds),
-        "cells": {cell.key(backend): dict(cell.settings) for cell in sweep.cells},
+        "cells": {keys[cell.index]: dict(cell.settings) for cell in sweep.cells},
     }
     if not folder.has(CONFIG):
         if (folder.path / CELLS).exists():
             raise UsageError(f"{folder.path} is not the folder of a sweep: {CONFIG} is missing; choose another --out")
-        folder.write_json(CONFIG, {"sweep": config, "versions": run_versions(), "git_revision": git_revision()})
-    elif digest(folder.read_json(CONFIG).get("sweep")) != digest(config):
-        raise UsageError(f"{folder.path} belongs to another sweep or backend; choose another --out")
+        recipes = {keys[cell.index]: cell.prepared.config for cell in sweep.cells}
+        told = {"sweep": config, "recipes": recipes, "versions": run_versions(), "git_revision": git_revision()}
+        folder.write_json(CONFIG, told)
+    else:
+        keys = _known_keys(folder, sweep, keys, config)
     (folder.path / CELLS).mkdir(exist_ok=True)
+    return keys
+
+
+def _known_keys(folder: SweepFolder, sweep: Sweep, keys: dict[int, str], config: Mapping[str, Any]) -> dict[int, str]:
+    """The keys under which the folder has the cells: an earlier version, whose recipes had fewer keys, made others.
+
+    Raises: ``UsageError`` for the folder of another sweep, with what differs.
+    """
+    stored = folder.read_json(CONFIG)
+    before, recipes = stored.get("sweep", {}), stored.get("recipes", {})
+    if digest(before) == digest(config):
+        return keys
+    for name in ("name", "backend", "device", "seeds"):
+        check_unchanged(folder.path, {name: before.get(name)}, {name: config[name]}, what="sweep")
+    known = {digest(settings): key for key, settings in before.get("cells", {}).items()}
+    if set(known) != {digest(dict(cell.settings)) for cell in sweep.cells} or not recipes:
+        raise UsageError(f"{folder.path} belongs to another sweep: its cells are others; choose another --out")
+    found: dict[int, str] = {}
+    for cell in sweep.cells:
+        found[cell.index] = known[digest(dict(cell.settings))]
+        there, here = ({**each, "name": "", "seed": 0} for each in (recipes[found[cell.index]], cell.prepared.config))
+        check_unchanged(folder.path, there, here, what="sweep")
+    return found
 
 
 def _stored(folder: SweepFolder, key: str) -> dict[str, Any] | None:

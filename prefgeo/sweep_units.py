@@ -42,12 +42,12 @@ class Unit:
         return told
 
 
-def sweep_units(sweep: Sweep, backend: str) -> list[Unit]:
-    """All units, in the order of cells and seeds."""
+def sweep_units(sweep: Sweep, backend: str, keys: Mapping[int, str] | None = None) -> list[Unit]:
+    """All units, in the order of cells and seeds. ``keys``: those of the cells by number, if not their own."""
     units: list[Unit] = []
     first: dict[str, str] = {}
     for cell in sweep.cells:
-        key = cell.key(backend)
+        key = cell.key(backend) if keys is None else keys[cell.index]
         if not isinstance(cell.prepared, PreparedLanguage):
             units.append(Unit(key, cell))
             continue

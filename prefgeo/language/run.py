@@ -34,6 +34,7 @@ from prefgeo.language.shared_start import adopt_start
 from prefgeo.language.stages import run_preference, run_supervised, training_reference
 from prefgeo.language.tokens import TokenRows, recipe_tokenizer, token_rows
 from prefgeo.preparation import digest
+from prefgeo.recipe_changes import check_unchanged
 from prefgeo.run_folder import CONFIG, MANIFEST, RESULT
 from prefgeo.runs import git_revision, run_versions
 from prefgeo.yaml_reading import Fault, Path_
@@ -299,10 +300,6 @@ def _check_same(folder: LanguageFolder, config: Mapping[str, Any], device: str) 
     stored, before = folder.read_json(MANIFEST), folder.read_json(CONFIG)
     if stored.get("config_sha256") != digest(before):
         raise UsageError(f"{folder.path / CONFIG} was changed after the run began; start again with another --out")
-    changed = sorted(key for key in {**before, **config} if before.get(key) != config.get(key))
-    if changed:
-        raise UsageError(
-            f"{folder.path} belongs to another run (it differs in {', '.join(changed)}); choose another --out"
-        )
+    check_unchanged(folder.path, before, config)
     if stored.get("device") != device:
         raise UsageError(f"{folder.path} was begun with --device {stored.get('device')}; continue it with that")

@@ -272,10 +272,13 @@ def test_nothing_is_overwritten(finished: Path, tmp_path: Path) -> None:
     recipe = finished.parent / "recipe.yaml"
     with pytest.raises(UsageError, match="exists and is left as it is; choose another --out, or continue it: --resume"):
         run_recipe(recipe, "exact", finished)
-    with pytest.raises(UsageError, match=r"belongs to another run \(it differs in backend\)"):
+    with pytest.raises(UsageError, match=r"belongs to another run: backend is exact there and torch here;"):
         run_recipe(recipe, "torch", finished, resume=True)
     other = write(ADAM.replace("alpha: 0.5", "alpha: 0.6").replace("[3, 1]", "[3, 2]"), tmp_path)
-    with pytest.raises(UsageError, match=r"belongs to another run \(it differs in objective, seeds\)"):
+    changed = (
+        r"another run: objective.options.alpha is 0.5 there and 0.6 here; seeds is \[3, 1\] there and \[3, 2\] here;"
+    )
+    with pytest.raises(UsageError, match=changed):
         run_recipe(other, "exact", finished, resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("", encoding="utf-8")
@@ -296,7 +299,7 @@ def test_a_changed_problem_is_another_run(tmp_path: Path, monkeypatch: pytest.Mo
         run_recipe(recipe, "exact", tmp_path / "out", checkpoint_seconds=0.0)
     restore()
     make_world("prop2", n12=41.0).save(tmp_path / "problem.json", overwrite=True)
-    with pytest.raises(UsageError, match=r"belongs to another run \(it differs in world\)"):
+    with pytest.raises(UsageError, match=r"belongs to another run: world.inputs"):
         run_recipe(recipe, "exact", tmp_path / "out", resume=True)
 
 

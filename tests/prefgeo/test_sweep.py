@@ -291,9 +291,9 @@ def test_a_killed_sweep_continues_without_repeating(tmp_path: Path) -> None:
 def test_another_sweep_or_backend_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists and is left as it is"):
         run_sweep(finished.parent / "sweep.yaml", "exact", finished)
-    with pytest.raises(UsageError, match="belongs to another sweep or backend"):
+    with pytest.raises(UsageError, match="belongs to another sweep: backend is exact there and torch here; undo that"):
         run_sweep(finished.parent / "sweep.yaml", "torch", finished, resume=True)
-    with pytest.raises(UsageError, match="belongs to another sweep or backend"):
+    with pytest.raises(UsageError, match=r"another sweep: seeds is \[4, 1, 7\] there and \[4, 1, 8\] here"):
         run_sweep(write(SWEEP.replace("[4, 1, 7]", "[4, 1, 8]"), tmp_path), "exact", finished, resume=True)
     (tmp_path / "mine" / "cells").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"is not the folder of a sweep: sweep.json is missing"):
