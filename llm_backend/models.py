@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llm_backend.errors import ModelError
+from llm_backend.hub import offline
 from llm_backend.log_probs import unwrap
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,7 +39,7 @@ def load_model(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(name_or_path), dtype=DTYPES[dtype], attn_implementation=attention, revision=revision,
-            output_loading_info=True,
+            output_loading_info=True, local_files_only=offline(str(name_or_path), revision=revision),
         )  # fmt: skip
     except Exception as problem:  # safetensors, pickle, the hub and each model class raise their own kinds
         reason = " ".join(str(problem).split())[:240]

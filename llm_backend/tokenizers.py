@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_backend.data.errors import DataError, import_extra
+from llm_backend.hub import HubNameError, offline
 from llm_backend.token_ids import eos_id
 
 if TYPE_CHECKING:
@@ -19,7 +20,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer from a local folder or the hub. Raises ``DataError`` where there is none."""
     transformers = import_extra("transformers", "loading a tokenizer")
     try:
-        found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(str(name))
+        found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            str(name), local_files_only=offline(str(name))
+        )
+    except HubNameError as problem:
+        raise DataError(f"there is no tokenizer {str(name)!r}, neither as a folder nor on the hub: {problem}") from None
     except Exception as error:  # the hub, the network and each tokenizer class raise their own kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         if Path(name).is_dir():

@@ -13,6 +13,7 @@ from llm_backend.data.mmlu_pro import COLUMNS, mmlu_pairs, questions_from_record
 from llm_backend.data.pairs import pairs_from_records
 from llm_backend.data.records import READERS, Record, read_records
 from llm_backend.data.rows import Preferences
+from llm_backend.hub import HubNameError, offline
 
 
 def load_preferences(
@@ -96,7 +97,13 @@ def _from_folder(path: Path, split: str | None, strict: bool) -> list[Record]:
 def _from_hub(name: str, split: str) -> list[Record]:
     datasets = import_extra("datasets", f"loading {name} (there is no such file or folder)")
     try:
+        if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():  # it is not here yet
+            offline(name, kind="dataset")
         found = datasets.load_dataset(name, split=split)
+    except HubNameError as problem:
+        raise DataError(
+            f"there is no file or folder {name}, and it cannot be loaded from the hub either: {problem}"
+        ) from None
     except Exception as error:  # the hub, the network and the builders each raise their own kinds
         raise DataError(
             f"there is no file or folder {name}, and it cannot be loaded from the hub either: {_short(error)}"

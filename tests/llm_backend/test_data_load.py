@@ -81,6 +81,7 @@ def test_a_name_that_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPa
         return datasets.Dataset.from_list([PAIR])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("llm_backend.data.load.offline", lambda name, kind: False)  # the hub has it
     found = load_preferences("owner/pairs", split="train[:10]")
     load_preferences("owner/pairs")
     assert (found.source, len(found)) == ("owner/pairs", 1)
@@ -92,6 +93,7 @@ def test_the_hub_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("llm_backend.data.load.offline", lambda name, kind: False)  # the hub has it
     with pytest.raises(DataError) as caught:
         load_preferences("owner/pairs")
     assert str(caught.value) == (
