@@ -62,15 +62,19 @@ class _TokenLogProbs(torch.autograd.Function):
         collisions = hidden.new_empty(n if collision else 0, dtype=wide)
         slope = hidden.new_empty((n if unit else 0, hidden.shape[1]))
         table = head_table(weight)
+        room = logits_room(hidden, table, chunk)
         for piece in pieces(n, chunk):
-            logits = head_logits(hidden[piece], table, bias)
-            target = targets[piece, None]
-            normaliser[piece] = torch.logsumexp(logits, dim=-1)
-            log_prob[piece] = logits.gather(1, target)[:, 0] - normaliser[piece]
+            logits = head_logits(hidden[piece], table, bias, room)
+            target, peak = targets[piece, None], logits.amax(dim=-1, keepdim=True)
+            reached = logits.gather(1, target)[:, 0]
+            total = logits.sub_(peak).exp_().sum(dim=-1)  # logsumexp, in the memory of the logits
+            normaliser[piece] = peak[:, 0] + total.log()
+            log_prob[piece] = reached - normaliser[piece]
             if collision:
-                collisions[piece] = torch.logsumexp(2.0 * logits, dim=-1) - 2.0 * normaliser[piece]
+                collisions[piece] = 2.0 * (torch.linalg.vector_norm(logits, dim=-1) / total).log()
             if unit:
-                slope[piece] = _slope(logits, normaliser[piece], target, torch.ones_like(normaliser[piece]), table)
+                gap = _less_target(logits.div_(total[:, None]), target)
+                slope[piece] = -product(_narrow(gap, table), table)
         return log_prob, normaliser, slope, collisions
 
     @staticmethod
@@ -91,15 +95,18 @@ class _TokenLogProbs(torch.autograd.Function):
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         by_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         by_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
+        room = logits_room(hidden, table, ctx.chunk)
         for piece in pieces(hidden.shape[0], ctx.chunk):
-            logits = head_logits(hidden[piece], table, bias)
-            by_logits = _by_logits(logits, normaliser[piece], targets[piece, None], given[piece])
+            logits = head_logits(hidden[piece], table, bias, room)
+            share = logits.sub_(normaliser[piece, None]).exp_()
+            gap, factor = _less_target(share, targets[piece, None]), -given[piece, None]
+            # d log p / d logits = onehot - softmax; the factor of a row is applied to its H numbers, not to its V
             if by_hidden is not None:
-                by_hidden[piece] = product(_narrow(by_logits, table), table)
+                by_hidden[piece] = factor * product(_narrow(gap, table), table)
             if by_weight is not None:
-                add_product(by_weight, _narrow(by_logits, table).T, hidden[piece].to(table.dtype))
+                add_product(by_weight, _narrow(gap, table).T, (factor * hidden[piece]).to(table.dtype))
             if by_bias is not None:
-                by_bias += by_logits.sum(dim=0)
+                by_bias += (gap.T @ factor.to(gap.dtype))[:, 0]
         cast = (
             by_weight.to(weight.dtype) if by_weight is not None else None,
             by_bias.to(bias.dtype) if by_bias is not None else None,
@@ -111,16 +118,20 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, targets, normaliser, _ = ctx.saved_tensors
         along_hidden, along_weight, along_bias = tangents[:3]
         table, out = head_table(weight), torch.empty_like(normaliser)
+        along_table = None if along_weight is None else head_table(along_weight)
+        room = logits_room(hidden, table, ctx.chunk)
         for piece in pieces(hidden.shape[0], ctx.chunk):
-            moved = torch.zeros_like(normaliser[piece])[:, None].expand(-1, weight.shape[0]).clone()
-            if along_hidden is not None:
-                moved += product(along_hidden[piece].to(table.dtype), table.T)
-            if along_weight is not None:
-                moved += product(hidden[piece].to(table.dtype), head_table(along_weight).T)
+            share = head_logits(hidden[piece], table, bias, room).sub_(normaliser[piece, None]).exp_()
+            gap, moved = _less_target(share, targets[piece, None]), out[piece].zero_()
+            rows = hidden[piece].to(table.dtype)
+            # sum_v (onehot - softmax)_v d logits_v, d logits = dh W^T + h dW^T + db, without the d logits
+            back = None if along_hidden is None else product(_narrow(gap, table), table)
+            if back is not None:
+                moved -= (back * along_hidden[piece]).sum(dim=-1)
+            if along_table is not None:
+                moved -= (product(_narrow(gap, table), along_table) * rows).sum(dim=-1)
             if along_bias is not None:
-                moved += along_bias
-            share = torch.exp(head_logits(hidden[piece], table, bias) - normaliser[piece, None])
-            out[piece] = moved.gather(1, targets[piece, None])[:, 0] - (share * moved).sum(dim=-1)
+                moved -= gap @ along_bias.to(gap.dtype)
         return out, None, None, None
 
 
@@ -154,17 +165,21 @@ def _narrow(values: Tensor, table: Tensor) -> Tensor:
     return values.to(table.dtype)
 
 
-def head_logits(hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-    """Logits of a chunk of hidden states, float32 at least."""
-    logits = product(hidden.to(table.dtype), table.T)
+def logits_room(hidden: Tensor, table: Tensor, chunk: int) -> Tensor | None:
+    """Memory for the logits of one chunk after the other: fresh memory costs more than what is computed in it. None
+    where the product makes its own."""
+    if table.dtype in (torch.float16, torch.bfloat16):
+        return None
+    return table.new_empty(min(chunk, hidden.shape[0]), table.shape[0])
+
+
+def head_logits(hidden: Tensor, table: Tensor, bias: Tensor | None, room: Tensor | None = None) -> Tensor:
+    """Logits of a chunk of hidden states, float32 at least; in ``room`` if given."""
+    rows = hidden.to(table.dtype)
+    logits = product(rows, table.T) if room is None else torch.mm(rows, table.T, out=room[: rows.shape[0]])
     return logits if bias is None else logits.add_(bias)
 
 
-def _by_logits(logits: Tensor, normaliser: Tensor, target: Tensor, given: Tensor) -> Tensor:
-    """given * (onehot - softmax), in the memory of ``logits``."""
-    share = logits.sub_(normaliser[:, None]).exp_().mul_(-given[:, None])
-    return share.scatter_add_(1, target, given[:, None])
-
-
-def _slope(logits: Tensor, normaliser: Tensor, target: Tensor, given: Tensor, table: Tensor) -> Tensor:
-    return product(_narrow(_by_logits(logits, normaliser, target, given), table), table)
+def _less_target(share: Tensor, target: Tensor) -> Tensor:
+    """softmax - onehot, in place."""
+    return share.scatter_add_(1, target, share.new_full(target.shape, -1.0))

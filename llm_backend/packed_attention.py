@@ -1,8 +1,8 @@
 """Attention over pairs laid end to end in one line, [prompt | responses] [prompt | responses] ..., without padding.
 
-Everything but attention then runs on exactly the tokens that there are. Attention goes prompt by prompt (causal) and
-response by response (its prompt, then causal in itself); nothing is computed for tokens that do not see each other.
-Many small kernels: made for CPUs.
+Everything but attention then runs on exactly the tokens that there are. Attention goes pair by pair, in blocks
+(``block_attention``): long prompts and responses by some rows at a time, so that little is computed for tokens that do
+not see each other; short pairs whole, as many small products cost more than they save. Made for CPUs.
 """
 
 from __future__ import annotations
@@ -14,42 +14,89 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from llm_backend.block_attention import Block, block_attention
+
 NAME = "prefgeo_packed"
+ROWS, WHOLE = 128, 192
+"""Rows of a block in a long prompt or response, and tokens up to which a pair is one block."""
 
 
 class _Plan:
-    """Lengths of prompt and responses of each pair, and the masks of the responses, made once for all layers."""
+    """The blocks of a batch, made once for all layers: ``tokens`` for all queries, ``places`` for those that predict a
+    response token. The t-th of a response (from 0) is the end of the prompt or the token before; it sees the prompt and
+    t tokens."""
 
-    def __init__(self, spans: list[list[int]], dtype: torch.dtype, device: torch.device) -> None:
-        self.spans = spans
-        self.pieces = [length for span in spans for length in span]
-        self.answers = [length for span in spans for length in span[1:]]
-        self.masks = {
-            (length, before): _response_mask(length, before, dtype, device)
-            for span in spans
-            for length in span[1:]
-            for before in (span[0], span[0] - 1)
-        }
+    def __init__(self, spans: list[list[int]], device: torch.device) -> None:
+        most = max(WHOLE, ROWS)
+        self._earlier = torch.full((most + 1, most), -torch.inf, device=device).triu()  # 0 where column < row
+        self.tokens: list[Block] = []
+        self.places: list[Block] = []
+        start = answer = 0
+        for prompt, *responses in spans:
+            total = sum(responses)
+            if prompt + total <= WHOLE:
+                self.tokens.append(self._whole(start, prompt, responses))
+            else:
+                self.tokens += self._causal(start, (), start, prompt)
+                self.tokens += self._responses(start + prompt, start, prompt, responses, own=True)
+            self.places += self._responses(answer, start, prompt, responses, own=False)
+            start, answer = start + prompt + total, answer + total
+
+    def _whole(self, start: int, prompt: int, responses: list[int]) -> Block:
+        end = start + prompt + sum(responses)
+        mask = self._seen(end - start, own=True).clone()
+        mask[prompt:, prompt:] = self._apart(responses, own=True)
+        return Block(slice(start, end), (slice(start, end),), mask)
+
+    def _responses(self, row: int, start: int, prompt: int, responses: list[int], *, own: bool) -> list[Block]:
+        """Of one pair; ``row`` is where its queries begin, ``start`` its keys. ``own``: a query sees its own token."""
+        total, first = sum(responses), start + prompt
+        if total <= ROWS:
+            return [Block(slice(row, row + total), (slice(start, first + total),), self._apart(responses, own=own))]
+        found: list[Block] = []
+        for length in responses:
+            found += self._causal(row, (slice(start, start + prompt),), first, length, own=own)
+            row, first = row + length, first + length
+        return found
+
+    def _causal(
+        self, row: int, before: tuple[slice, ...], first: int, length: int, *, own: bool = True
+    ) -> Iterator[Block]:
+        """``length`` queries against the keys from ``first`` on, each as far as itself, after all keys ``before``."""
+        for i in range(0, length, ROWS):
+            j = min(i + ROWS, length)
+            keys = slice(first, first + j - (not own))
+            if before and before[-1].stop == first:
+                runs = (*before[:-1], slice(before[-1].start, keys.stop))
+            else:
+                runs = (*before, keys) if keys.stop > keys.start else before
+            yield Block(slice(row + i, row + j), runs, self._seen(j - i, own=own))
+
+    def _apart(self, responses: list[int], *, own: bool) -> Tensor:
+        """Responses side by side, none of which sees another: (tokens, tokens)."""
+        mask = self._earlier.new_full((sum(responses), sum(responses)), -torch.inf)
+        at = 0
+        for length in responses:
+            seen = self._seen(length, own=own)
+            mask[at : at + length, at : at + seen.shape[1]] = seen
+            at += length
+        return mask
+
+    def _seen(self, length: int, *, own: bool) -> Tensor:
+        """Row t sees t columns, or t + 1 with its ``own``: (length, length - 1), (length, length)."""
+        return self._earlier[1 : length + 1, :length] if own else self._earlier[:length, : length - 1]
 
 
 _CURRENT: ContextVar[_Plan | None] = ContextVar("packed_attention_plan", default=None)
-
-
-def _response_mask(length: int, prompt: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive (length, prompt + length): all of the prompt, and itself up to each token."""
-    later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-    itself = torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(later, torch.finfo(dtype).min)
-    return torch.cat([torch.zeros(length, prompt, dtype=dtype, device=device), itself], dim=1)
 
 
 @contextlib.contextmanager
 def packed_attention(causal: Any, spans: Tensor) -> Iterator[None]:
     """Within, the model's attention follows ``spans`` (pairs, 1 + responses), the lengths in the line."""
     before = causal.config._attn_implementation
-    token = _CURRENT.set(_Plan(spans.tolist(), causal.dtype, causal.device))
+    token = _CURRENT.set(_Plan(spans.tolist(), causal.device))
     causal.config._attn_implementation = NAME
     try:
         yield
@@ -74,34 +121,16 @@ def _attend(
 
 def attend_tokens(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """Every token over what it sees: (T, heads, D) each, fewer heads in key and value if grouped -> (T, heads, D)."""
-    plan, heads = _plan(), query.shape[1]
-    queries, keys, values = (_pieces(part, plan.pieces, heads) for part in (query, key, value))
-    out, place = [], 0
-    for span in plan.spans:
-        own = slice(place, place + len(span))
-        out += _one_pair(queries[own], keys[own], values[own], plan, scale)
-        place += len(span)
-    return torch.cat(out, dim=2)[0].transpose(0, 1)
+    return block_attention(query, key, value, _scale(query, scale), _plan().tokens)
 
 
 def attend_places(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-    """The same where response tokens are predicted: query (N, heads, D) of the batch's ``places``, keys of all tokens.
+    """The same where response tokens are predicted: query (N, heads, D) of the batch's ``places``, all keys."""
+    return block_attention(query, key, value, _scale(query, scale), _plan().places)
 
-    The t-th of a response (from 0) is the end of the prompt or the token before, which sees the prompt and t tokens.
-    """
-    plan, heads = _plan(), query.shape[1]
-    queries = _pieces(query, plan.answers, heads)
-    keys, values = (_pieces(part, plan.pieces, heads) for part in (key, value))
-    out, place, answer = [], 0, 0
-    for span in plan.spans:
-        for k, length in enumerate(span[1:], 1):
-            before = (part[place + k][:, :, : length - 1] for part in (keys, values))
-            seen = [torch.cat(both, dim=2) for both in zip((keys[place], values[place]), before, strict=True)]
-            mask = plan.masks[length, span[0] - 1].to(query.dtype)
-            out.append(scaled_dot_product_attention(queries[answer], seen[0], seen[1], attn_mask=mask, scale=scale))
-            answer += 1
-        place += len(span)
-    return torch.cat(out, dim=2)[0].transpose(0, 1)
+
+def _scale(query: Tensor, given: float | None) -> float:
+    return query.shape[-1] ** -0.5 if given is None else given
 
 
 def _plan() -> _Plan:
@@ -111,28 +140,6 @@ def _plan() -> _Plan:
             "packed attention outside packed_attention(...): recomputation of blocks does not go with it"
         )
     return plan
-
-
-def _pieces(part: Tensor, lengths: list[int], heads: int) -> tuple[Tensor, ...]:
-    """(T, heads or groups of heads, D) as pieces (1, heads, length, D).
-
-    Split, not slices: its backward pass is one concatenation instead of a sum of zero-padded tensors.
-    """
-    if part.shape[1] != heads:
-        part = part.repeat_interleave(heads // part.shape[1], dim=1)
-    return part.transpose(0, 1)[None].split(lengths, dim=2)
-
-
-def _one_pair(
-    queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], values: tuple[Tensor, ...], plan: _Plan, scale: float | None
-) -> list[Tensor]:
-    prompt = keys[0].shape[2]
-    out = [scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, scale=scale)]
-    for query, key, value in zip(queries[1:], keys[1:], values[1:], strict=True):
-        seen = torch.cat([keys[0], key], dim=2), torch.cat([values[0], value], dim=2)
-        mask = plan.masks[query.shape[2], prompt].to(query.dtype)
-        out.append(scaled_dot_product_attention(query, *seen, attn_mask=mask, scale=scale))
-    return out
 
 
 AttentionInterface.register(NAME, _attend)
