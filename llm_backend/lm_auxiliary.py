@@ -78,6 +78,11 @@ class LMAuxiliary:
         if self.auxiliary.basis is not None:  # unique up to a rotation only, which all processes must share
             self.auxiliary.basis = from_first(self.auxiliary.basis)
 
+    def to(self, device: torch.device) -> None:
+        """Take the scores there, where the model has gone."""
+        self.scores.parameters = {name: value.to(device) for name, value in self.scores.parameters.items()}
+        self.responses.to(device)
+
     def fields(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``delta_chosen`` and ``delta_rejected`` (n,)."""
         index = inputs["index"]
@@ -148,8 +153,10 @@ class LMAuxiliary:
         return dict(self.auxiliary.state_dict())
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
-        self.auxiliary.load_state_dict(saved)
+        """The inverse of ``state_dict``; vectors over the model's parameters go to where these are."""
+        there, vectors = self.responses.device, ("residual.", "dual.")
+        placed = {name: value.to(there) if name.startswith(vectors) else value for name, value in saved.items()}
+        self.auxiliary.load_state_dict(placed)
 
     def _part(self, index: Tensor, shares: Tensor) -> AuxiliaryRows:
         slots = self.auxiliary.slots

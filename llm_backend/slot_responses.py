@@ -48,16 +48,21 @@ class SlotResponses:
     """
 
     def __init__(self, model: nn.Module, rows: Rows, slots: Slots, *, centred: bool, pad_id: int = 0) -> None:
-        self.slots, self.centred, self.device = slots, centred, unwrap(model).device
+        self.slots, self.centred = slots, centred
         self.collate = best_collator(model, PAIR, pad_id)
-        if self.device.type != "cpu":  # a GPU's packed attention has no forward-mode derivative
-            self.collate = replace(self.collate, packed=False)
+        self.to(unwrap(model).device)
         self._rows, self._place = rows, [(-1, "")] * slots.size
         for side, places in zip(PAIR, (slots.chosen, slots.rejected), strict=True):
             for row, slot in enumerate(places.tolist()):
                 self._place[slot] = (row, side)
         order = torch.argsort(slots.prompt, stable=True)
         self._sets = list(order.split(torch.bincount(slots.prompt).tolist()))
+
+    def to(self, device: torch.device) -> None:
+        """Make batches there from now on."""
+        self.device = device
+        if device.type != "cpu":  # a GPU's packed attention has no forward-mode derivative
+            self.collate = replace(self.collate, packed=False)
 
     def of(self, wanted: Tensor) -> SlotBatch:
         """The responses of slots (k,), which may repeat: each is scored once, and shares its prompt."""

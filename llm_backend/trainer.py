@@ -33,6 +33,9 @@ START_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 class LossVariables(Protocol):
     """Variables of the loss that are no parameters of the model, such as AuxDPO's delta."""
 
+    def to(self, device: torch.device) -> None:
+        """The model trains on this device."""
+
     def fields(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Fields of the batch, (n,) each, with a graph to the variables; ``inputs["index"]`` are places in the rows."""
 
@@ -102,6 +105,7 @@ class PreferenceTrainer(ResponseTrainer):
         if auxiliary is not None and self._sharded:
             raise BackendError("auxiliary variables need whole weights in each process: leave FSDP and DeepSpeed out")
         if auxiliary is not None:
+            auxiliary.to(self.args.device)
             self.add_callback(_MoveVariables(self))
         if live_reference is not None:
             live_reference.model.to(self.args.device)

@@ -30,7 +30,7 @@ from objectives import make_objective
 VOCABULARY = 48
 PAIR = ("chosen", "rejected")
 MODES: dict[str, AuxiliaryOptions] = {
-    "dual": AuxiliaryOptions(dual_every=2),
+    "dual": AuxiliaryOptions(dual_every=2, every=1),
     "batch_penalty": AuxiliaryOptions(mode="batch_penalty"),
     "cross_batch": AuxiliaryOptions(mode="cross_batch"),
     "official_compat": AuxiliaryOptions.official(0.1),
@@ -78,10 +78,10 @@ def arguments(folder: Any, device: str, **options: Any) -> Any:
 
 
 def trained(folder: Any, device: str, mode: str | None = None, *, resume: Any = None, **options: Any) -> Any:
-    """A trainer after its steps, with delta where a mode is named."""
-    model = policy(device, options.pop("dtype", "float32"))
+    """A trainer after its steps, with delta where a mode is named; the model is on ``start`` before."""
+    model = policy(options.pop("start", device), options.pop("dtype", "float32"))
     if mode == "exact":
-        model = open_for_training(model, Lora(rank=1, targets=("q_proj",)), seed=1).to(device)
+        model = open_for_training(model, Lora(rank=1, targets=("q_proj",)), seed=1).to(model.device)
     data = rows()
     reference = Reference.initial(model).log_probs(data)
     auxiliary = None if mode is None else LMAuxiliary(model, data, MODES[mode])
@@ -156,6 +156,14 @@ def test_a_resumed_run_ends_where_the_whole_one_does(device: str, mode: str | No
         both = [each.auxiliary.auxiliary for each in (resumed, whole)]
         torch.testing.assert_close(both[0].delta, both[1].delta, rtol=0.0, atol=10 * tolerance)
         assert both[0].residual_norm == pytest.approx(both[1].residual_norm, rel=1e-12 if device == "cpu" else 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")
+def test_the_trainer_takes_model_and_delta_along(device: str, tmp_path: Any) -> None:
+    """Made on the CPU, before the trainer moves the model."""
+    trainer = trained(tmp_path, device, "dual", start="cpu")
+    assert trainer.model.device.type == device and trainer.auxiliary.auxiliary.residual_norm > 0.0
+    assert trainer.collate.packed == (device == "cpu")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
