@@ -115,13 +115,15 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     (folder / "options.json").write_text(json.dumps(told))
 
+    one = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+
     def ask(name: str) -> dict[str, Any]:
         try:
-            return ask_child(__file__, name, ["--folder", str(folder)])
+            return ask_child(__file__, name, ["--folder", str(folder)], one)
         except SystemExit as problem:  # the other parts still count
             return {"failed": str(problem).strip().splitlines()[-1]}
 
-    prepared = ask_child(__file__, "prepare", ["--folder", str(folder)])
+    prepared = ask_child(__file__, "prepare", ["--folder", str(folder)], one)
     numbers: dict[str, Any] = {
         "size": options.size, "dtype": options.dtype, "pairs": options.pairs, "batch": options.batch,
         "limit": options.limit, **prepared,

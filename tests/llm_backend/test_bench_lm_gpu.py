@@ -21,7 +21,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script, report = importlib.import_module("bench_lm_gpu"), importlib.import_module("report")
 
-    def ask(path: str, name: str, arguments: list[str]) -> dict[str, Any]:
+    def ask(path: str, name: str, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
         folder = Path(arguments[1])
         told = json.loads((folder / "options.json").read_text())
         found = importlib.import_module("gpu_runs").child(name, folder, argparse.Namespace(**told))
