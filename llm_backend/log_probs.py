@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ def checked_head(causal: Any) -> nn.Linear:
     return head
 
 
-def _is_linear(module: Any) -> bool:
+def _is_linear(module: Any) -> TypeGuard[nn.Linear]:
     """Whether it is nn.Linear itself, also where FSDP2 has put its own class in front."""
     kinds = type(module).__mro__
     if kinds[0] is nn.Linear:
