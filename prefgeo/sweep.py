@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefgeo.endings import orderly_on_sigterm
 from prefgeo.errors import UsageError
 from prefgeo.folders import Folder
 from prefgeo.preparation import digest
@@ -64,7 +65,7 @@ def run_sweep(
     sweep = load_sweep(path)
     if sweep.trains_language_models and backend != "torch":
         raise UsageError(f"{path} trains language models, which the {backend} backend cannot do: say --backend torch")
-    with workers(jobs, cluster) as pool:
+    with orderly_on_sigterm(), workers(jobs, cluster) as pool:
         folder = SweepFolder.claim(out, resume=resume)
         try:
             return _run(sweep, folder, pool, {"backend": backend, "device": device, "seconds": checkpoint_seconds})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.outcome import LoopOutcome
 from prefgeo.algorithms.single_round import Outcome, single_round
+from prefgeo.endings import end_with_parent
 from prefgeo.errors import UsageError
 from prefgeo.language.cells import train_language
 from prefgeo.preparation import make_backend, prepare
@@ -61,11 +63,17 @@ def workers(jobs: int, cluster: str | None) -> Iterator[Pool]:
 
 
 def _run_locally(jobs: int, payloads: Sequence[Payload]) -> Iterator[Found]:
+    if jobs == 1:
+        yield from map(_keyed, payloads)
+        return
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    started = {"initializer": end_with_parent, "initargs": (os.getpid(),)}
     try:
-        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_keyed)(each) for each in payloads)
+        yield from Parallel(n_jobs=jobs, return_as="generator_unordered", **started)(
+            delayed(_keyed)(each) for each in payloads
+        )
     except TerminatedWorkerError:
         raise UsageError(
             "a worker process died, perhaps for lack of memory; finished cells are kept: continue with --resume and "

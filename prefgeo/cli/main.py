@@ -15,9 +15,11 @@ import typer
 from prefgeo import __version__
 from prefgeo.cli import audit, evaluate, figures, merge, run, solve, sweep, world
 from prefgeo.cli.group import NamedGroup
+from prefgeo.endings import Terminated
 
 COMMANDS = (world, solve, audit, run, sweep, evaluate, merge, figures)
 PACKAGES = {"geometry", "objectives", "bandits", "llm_backend", "prefgeo", "figures"}
+STOPPED, TERMINATED = 130, 143  # 128 and the number of the signal
 HELP = """What DPO projects, what RLHF wants, and where they part: preference optimisation computed exactly.
 
 [bold]Make a problem, solve it, see what goes wrong:[/bold]
@@ -58,15 +60,19 @@ def build() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (default: ``sys.argv``); exit status 0: done, 2: a mistake in the input, 130: stopped."""
+    """Run a command line (default: ``sys.argv``); status 0: done, 2: a mistake in the input, 130 or 143: stopped."""
     try:
         status = build()(args=arguments, prog_name="prefgeo", standalone_mode=False)
         sys.stdout.flush()
+        if status == STOPPED:  # typer takes KeyboardInterrupt for itself, and says nothing
+            return _say("stopped", STOPPED)
         return status if isinstance(status, int) else 0
     except typer.Abort:
-        return _say("stopped", 130)
+        return _say("stopped", STOPPED)
+    except Terminated:
+        return _say("stopped", TERMINATED)
     except KeyboardInterrupt:
-        return _say("stopped", 130)
+        return _say("stopped", STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it exits
         return 1
