@@ -35,7 +35,8 @@ class StageMonitor(TrainerCallback):
             self.folder.append_metrics([self._line(state.log_history[-1])])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Checkpoint when it is time; move the bar."""
+        """Have the last step logged whatever its number; checkpoint when it is time; move the bar."""
+        control.should_log = control.should_log or state.global_step >= state.max_steps
         if control.should_log and state.global_step < state.max_steps:
             due = torch.tensor(int(time.monotonic() - self.last >= self.seconds))
             if from_first(due):  # all processes of a launch save together

@@ -113,6 +113,20 @@ def test_metrics_begin_at_the_reference_and_learn(whole: Path) -> None:
     assert sft[-1] < sft[0] - 0.5
 
 
+@pytest.mark.parametrize(("every", "between"), [(10, []), (4, [4])])
+def test_the_last_step_is_always_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, between: list[int]
+) -> None:
+    """Its line is the mean since the last one; lines before it are what they are with any length of training."""
+    sections = {name: {**TINY[name], "log_every": every} for name in ("sft", "training")}
+    monkeypatch.setattr(run_module._Runner, "_evaluate", lambda *_: {"pairs": {}})
+    run_language_recipe(recipe(tmp_path, **sections), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    of = {stage: [line["step"] for line in lines if line["stage"] == stage] for stage in ("sft", "preference")}
+    assert of == {"sft": [1, *between, 8], "preference": [1, *between, 6]}
+    assert all(line["loss"] > 0 for line in lines)
+
+
 class StoppedError(Exception):
     """What a kill looks like from inside."""
 
