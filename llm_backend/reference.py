@@ -20,6 +20,7 @@ from llm_backend.batching import line_length
 from llm_backend.errors import ReferenceLogProbsError
 from llm_backend.log_probs import at_places, best_collator, response_log_probs, unwrap
 from llm_backend.models import load_model
+from llm_backend.progress import Advance, long_work
 from llm_backend.sequential_kl import HeadInput
 
 Rows = Sequence[Mapping[str, Any]]
@@ -103,7 +104,8 @@ class Reference:
                 columns = _load(file, len(rows), sides)
                 _probe(model, rows, sides, columns, parts["dtype"], pad_id, file)
             else:
-                columns = _compute(model, rows, sides, range(len(rows)), tokens_per_batch, pad_id)
+                with long_work(f"scoring rows ({self.name})", len(rows)) as advance:
+                    columns = _compute(model, rows, sides, range(len(rows)), tokens_per_batch, pad_id, advance)
                 if file is not None:
                     _store(file, columns, parts)
         return ReferenceLogProbs(self.name, key, columns, self.is_start)
@@ -155,8 +157,9 @@ def rows_hash(rows: Rows, sides: Sequence[str]) -> str:
 
 
 def _compute(
-    model: Any, rows: Rows, sides: Sequence[str], chosen: Sequence[int], tokens_per_batch: int, pad_id: int
-) -> dict[str, np.ndarray]:
+    model: Any, rows: Rows, sides: Sequence[str], chosen: Sequence[int], tokens_per_batch: int, pad_id: int,
+    advance: Advance | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     collate, device = best_collator(model, sides, pad_id), unwrap(model).device
     places = list(chosen)
     lengths = np.array([line_length(rows[i], sides, collate.shared) for i in places])
@@ -165,6 +168,8 @@ def _compute(
         inputs = {name: value.to(device) for name, value in collate([rows[places[i]] for i in batch]).items()}
         for side, value in response_log_probs(model, inputs, sides).log_probs.items():
             columns[f"reference_{side}"][batch] = value.double().cpu().numpy()
+        if advance is not None:
+            advance(len(batch))
     for name, values in columns.items():
         if not np.isfinite(values).all():
             bad = [places[i] for i in np.flatnonzero(~np.isfinite(values))[:5]]

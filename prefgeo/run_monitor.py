@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from objectives.fitting import Snapshot
+from prefgeo.progress import ProgressBar
 from prefgeo.run_folder import CHECKPOINT, RunFolder
-
-Snapshot = dict[str, Any]
-PATIENCE = 1.0  # seconds without a progress bar
-_HIDDEN: ContextVar[bool] = ContextVar("bars hidden", default=False)
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """No bars of runs inside, where there is one of a sweep around them."""
-    token = _HIDDEN.set(True)
-    try:
-        yield
-    finally:
-        _HIDDEN.reset(token)
 
 
 class RunMonitor:
@@ -63,7 +46,9 @@ class RunMonitor:
         self.bar.stop()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """A line for each seed."""
+        """A line for each seed. Beside the bar, the mean loss."""
+        if "loss" in values:
+            self.bar.note = f"loss {float(np.mean(values['loss'])):.4g}"
         named = {"stage": self.stage} if self.stage else {}
         self.folder.append_metrics(
             [
@@ -97,30 +82,3 @@ class RunMonitor:
             return None  # left by a stage that has finished since
         self.folder.cut_metrics(state["metrics"])
         return {"step": state["step"], "arrays": arrays, "objective": state["objective"]}
-
-
-class ProgressBar:
-    """A bar on stderr, where that is a terminal, for what takes longer than a second."""
-
-    def __init__(self, what: str, patience: float = PATIENCE) -> None:
-        self.what, self.patience, self.begun = what, patience, time.monotonic()
-        self.progress: Progress | None = None
-        self.enabled = sys.stderr.isatty() and not _HIDDEN.get()
-
-    def show(self, done: int, total: int) -> None:
-        """So many of so many are done."""
-        if not self.enabled or time.monotonic() - self.begun < self.patience:
-            return
-        if self.progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self.progress = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
-            )
-            self.progress.start()
-            self.progress.add_task(self.what, total=total)
-        self.progress.update(self.progress.task_ids[0], completed=done, total=total)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self.progress is not None:
-            self.progress.stop()

@@ -11,8 +11,8 @@ from prefgeo.endings import orderly_on_sigterm
 from prefgeo.errors import UsageError
 from prefgeo.folders import Folder
 from prefgeo.preparation import digest
+from prefgeo.progress import ProgressBar
 from prefgeo.recipe_changes import check_unchanged
-from prefgeo.run_monitor import ProgressBar
 from prefgeo.runs import git_revision, run_versions
 from prefgeo.sweep_recipes import Sweep, load_sweep
 from prefgeo.sweep_tables import as_csv, as_parquet, results_table, summary_table

@@ -11,6 +11,7 @@ from llm_backend.generation.texts import as_response, end_tokens, prompt_encoder
 from llm_backend.generation.writing import write_tokens
 from llm_backend.log_probs import unwrap
 from llm_backend.models import check_vocabulary
+from llm_backend.progress import long_work
 from llm_backend.token_options import TokenOptions
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ class ModelGenerator:
         numbers = checked_keys(prompts, keys)
         ids = prompt_ids(self.encoder, prompts, numbers)
         pad = int(self.tokenizer.pad_token_id or 0)  # masked, so any id will do
-        written = write_tokens(self.model, ids, numbers, sampling, seed=seed, ends=self.ends, pad_id=pad)
+        with long_work("writing responses", len(ids) * sampling.candidates) as advance:
+            written = write_tokens(
+                self.model, ids, numbers, sampling, seed=seed, ends=self.ends, pad_id=pad, progress=advance
+            )
         return [
             [
                 as_response(self.tokenizer, before, tokens, self.ends, chat=not isinstance(prompt, str))

@@ -22,6 +22,7 @@ from llm_backend.loops.rows import RoundText, Wins
 from llm_backend.loops.sources import HELD_OUT, TRAIN, Draw, FixedSource, check_kind, counted, flipped
 from llm_backend.loops.store import PolicyStore, key_of
 from llm_backend.pairing import Candidates, PairRule, RecordedResponses, make_pairs, scored
+from llm_backend.progress import long_work
 from llm_backend.prompts import PromptBatch, PromptSource
 from llm_backend.ranking import Ranker
 from llm_backend.token_options import TokenOptions
@@ -134,9 +135,12 @@ class CandidateSource:
         starts = range(0, len(prompts), self.chunk)
         spans = [slice(start, start + self.chunk) for start in starts]
         responses: list[list[Response]] = []
-        for number, span in enumerate(spans if self.own else ()):
-            lines = written.chunk(number, partial(self._generate, writer, draw, prompts[span], keys[span]))
-            responses += [[_response(one) for one in line] for line in lines]
+        stage = f"round {draw.round_index}, {draw.split}"
+        with long_work(f"{stage}: writing candidates", len(prompts)) as advance:
+            for number, span in enumerate(spans if self.own else ()):
+                lines = written.chunk(number, partial(self._generate, writer, draw, prompts[span], keys[span]))
+                responses += [[_response(one) for one in line] for line in lines]
+                advance(len(lines))
         ranker = self.ranker(store, draw.policy)
         header |= {"ranker": ranker.name}
         if self.recorded is not None:
@@ -146,14 +150,16 @@ class CandidateSource:
         ranked = ChunkLog(_place(store, "scores", header), header)
         found: list[Candidates] = []
         judged: dict[str, int] = {}
-        for number, span in enumerate(spans):
-            texts = [[one.text for one in each] for each in responses[span]]
-            line = ranked.chunk(number, partial(_rank, ranker, prompts[span], texts))
-            scores = [[np.nan if value is None else value for value in row] for row in line["scores"]]
-            for prompt, key, each, row in zip(prompts[span], keys[span], responses[span], scores, strict=True):
-                found.append(Candidates(prompt, key, tuple(each), np.array(row)))
-            for name, count in line["counts"].items():
-                judged[name] = judged.get(name, 0) + count
+        with long_work(f"{stage}: ranking candidates", len(prompts)) as advance:
+            for number, span in enumerate(spans):
+                texts = [[one.text for one in each] for each in responses[span]]
+                line = ranked.chunk(number, partial(_rank, ranker, prompts[span], texts))
+                scores = [[np.nan if value is None else value for value in row] for row in line["scores"]]
+                for prompt, key, each, row in zip(prompts[span], keys[span], responses[span], scores, strict=True):
+                    found.append(Candidates(prompt, key, tuple(each), np.array(row)))
+                for name, count in line["counts"].items():
+                    judged[name] = judged.get(name, 0) + count
+                advance(len(texts))
         return found, judged
 
     def _recorded(

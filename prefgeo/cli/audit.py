@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llm_backend.audit import Audit, audit_preferences
 from llm_backend.data import Preferences, load_preferences
@@ -16,6 +14,7 @@ from llm_backend.toy import embedded_tokenizer
 from prefgeo.cli.audit_table import show
 from prefgeo.cli.console import as_json, stdout
 from prefgeo.errors import UsageError
+from prefgeo.progress import shown
 
 EMBEDDED = "embedded"
 VOCABULARY = 8000
@@ -76,11 +75,7 @@ def run(
 
 
 def _audit(preferences: Preferences, name: str, vocab_size: int | None, options: TokenOptions) -> Audit:
-    """With a progress bar on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training a tokenizer" if name == EMBEDDED else "loading", total=len(preferences))
-        made = embedded_tokenizer(preferences, vocab_size or VOCABULARY) if name == EMBEDDED else load_tokenizer(name)
-        progress.update(task, description="tokenising")
-        return audit_preferences(preferences, made, options, progress=lambda rows: progress.advance(task, rows))
+    """With a progress bar, or lines, on stderr."""
+    made = embedded_tokenizer(preferences, vocab_size or VOCABULARY) if name == EMBEDDED else load_tokenizer(name)
+    with shown("tokenising rows", len(preferences)) as advance:
+        return audit_preferences(preferences, made, options, progress=advance)

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from geometry.safe_write import check_writable, write_safely
 from prefgeo.cli.console import as_json, stdout
 from prefgeo.cli.evaluate_table import show
 from prefgeo.errors import UsageError
+from prefgeo.progress import shown
 
 if TYPE_CHECKING:
     from llm_backend.evaluation import Report, Sampling
@@ -143,11 +142,8 @@ def _evaluate(
     kind, sets = read_sets(data, choice, has_template=bool(getattr(tokenizer, "chat_template", None)))
     with torch.no_grad():
         policy, reference = load_pair(models, tokenizer)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        total = sum(len(each.responses) for each in sets) * (1 if reference is None else 2)
-        task = progress.add_task("scoring responses", total=total)
+    total = sum(len(each.responses) for each in sets) * (1 if reference is None else 2)
+    with shown("scoring responses", total) as advance:
         return evaluate_sets(
             kind,
             sets,
@@ -159,7 +155,7 @@ def _evaluate(
             kl_on_data=written["kl_on_data"],
             sampling=sampling,
             tokens_per_batch=batch_tokens,
-            progress=lambda done: progress.advance(task, done),
+            progress=advance,
         )
 
 

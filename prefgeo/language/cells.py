@@ -59,18 +59,18 @@ def plain_recipe(recipe: LanguageRecipe) -> dict[str, Any]:
 
 
 def train_language(payload: Mapping[str, Any], fault: Fault) -> dict[str, Any]:
-    """Run one seed of a cell in its folder, or go on with it: metrics, each with one value. Bars are for the sweep."""
+    """Run one seed of a cell in its folder, or go on with it: metrics, each with one value. The bar is the sweep's."""
     try:
         from prefgeo.language.run import check_device, run_checked
     except ModuleNotFoundError as error:
         raise UsageError(
             f"a language model needs {error.name}, which is not installed: pip install 'prefgeo[llm]'"
         ) from None
-    from prefgeo.run_monitor import without_bars
+    from prefgeo.progress import part_of_sweep
 
     check_device(payload["device"])
     recipe = check_language_recipe(payload["recipe"], fault)
-    with without_bars():
+    with part_of_sweep(Path(payload["out"]).name):
         done = run_checked(
             recipe, fault, Path(payload["folder"]), Path(payload["out"]),
             resume=True, device=payload["device"], seconds=payload["seconds"], start_from=Path(payload["start_from"]),

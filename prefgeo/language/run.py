@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from llm_backend.lm_fields import needs_live_reference
 from llm_backend.models import trainable_count
+from llm_backend.progress import shown_by
 from llm_backend.reference import weights_hash
 from llm_backend.versions import versions
 from prefgeo.errors import UsageError
@@ -34,6 +35,7 @@ from prefgeo.language.shared_start import adopt_start
 from prefgeo.language.stages import run_preference, run_supervised, training_reference
 from prefgeo.language.tokens import TokenRows, recipe_tokenizer, token_rows
 from prefgeo.preparation import digest
+from prefgeo.progress import shown
 from prefgeo.recipe_changes import check_unchanged
 from prefgeo.run_folder import CONFIG, MANIFEST, RESULT
 from prefgeo.runs import git_revision, run_versions
@@ -98,7 +100,7 @@ def run_checked(
             folder.write_json(MANIFEST, _manifest(recipe, config, device))
         if start_from is not None:
             adopt_start(folder, start_from, config, device)
-        with _quiet():
+        with _quiet(), contextlib.nullcontext() if folder.follows else shown_by(shown):
             runner = _Runner(with_local_names(recipe, home), texts, folder, device, seconds, fault, home)
             result = runner.run()
         return LanguageRun(folder.path, result, False)

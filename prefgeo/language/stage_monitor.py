@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from llm_backend.processes import from_first
 from prefgeo.language.folder import LanguageFolder
-from prefgeo.run_monitor import ProgressBar
+from prefgeo.progress import ProgressBar
 
 
 class StageMonitor(TrainerCallback):
@@ -32,6 +32,7 @@ class StageMonitor(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """One line for what was logged of training; not what depends on the clock."""
         if "loss" in state.log_history[-1]:
+            self.bar.note = f"loss {state.log_history[-1]['loss']:.4g}"
             self.folder.append_metrics([self._line(state.log_history[-1])])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 pytest.importorskip("transformers")
 
+from prefgeo import progress
 from prefgeo.cli import main
 from prefgeo.errors import UsageError
 from prefgeo.language import run as run_module
@@ -125,6 +126,20 @@ def test_the_last_step_is_always_logged(
     of = {stage: [line["step"] for line in lines if line["stage"] == stage] for stage in ("sft", "preference")}
     assert of == {"sft": [1, *between, 8], "preference": [1, *between, 6]}
     assert all(line["loss"] > 0 for line in lines)
+
+
+def test_a_language_run_tells_of_scoring_writing_and_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part of it that can be long, in lines with the loss, as into a log file."""
+    monkeypatch.setattr(progress, "PERIOD", 0.0)
+    monkeypatch.setattr(progress, "LINES", 1e9)
+    run_language_recipe(recipe(tmp_path), tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    for what in ("scoring rows (initial): ", "scoring rows (evaluated): ", "writing responses: ", "sft training: "):
+        assert any(line.startswith(what) for line in lines), what
+    last = [line for line in lines if line.startswith("preference training: ")][-1]
+    assert last.startswith("preference training: 6 of 6, loss ") and last.endswith(" elapsed")
 
 
 class StoppedError(Exception):
@@ -256,10 +271,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
-    from llm_backend.errors import BackendError
-
     path = recipe(tmp_path, model={"name": "no/such/folder"}, tokenizer={"name": "model"}, sft=None)
-    with pytest.raises(BackendError, match="there is no tokenizer 'no/such/folder'"):
+    with pytest.raises(UsageError, match=r"recipe.yaml, line 3, model.name: 'no/such/folder' leads nowhere: there is"):
         run_language_recipe(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -294,11 +307,10 @@ def test_models_are_named_relative_to_the_recipe(whole: Path, tmp_path: Path, mo
 
 
 def test_a_reference_of_another_vocabulary_is_one_sentence(whole: Path, tmp_path: Path) -> None:
-    from llm_backend.data import DataError
     from llm_backend.toy import make_model
 
     make_model(vocab_size=270, seed=0).save_pretrained(tmp_path / "other")
     path = recipe(tmp_path, model={"name": str(whole / "sft")}, tokenizer={"name": "model"}, sft=None,
                   reference={"name": "path", "path": "other"}, evaluate={"generations": 2})  # fmt: skip
-    with pytest.raises(DataError, match=r"the reference .*other does not fit the policy's tokenizer: "):
+    with pytest.raises(UsageError, match=r"reference.path: the reference .*other does not fit the policy's token"):
         run_language_recipe(path, tmp_path / "out")

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 import prefgeo
 from prefgeo.errors import UsageError
 from prefgeo.run_folder import CHECKPOINT, METRICS, RunFolder, arrays_digest
-from prefgeo.run_monitor import ProgressBar, RunMonitor
+from prefgeo.run_monitor import RunMonitor
 from prefgeo.runs import run_recipe
 from prefgeo.statistics import Estimate
 
@@ -248,21 +248,6 @@ def test_a_run_killed_before_it_began_starts_again(tmp_path: Path) -> None:
     (out / ".config.json.123.abcd.part").write_text("{", encoding="utf-8")
     assert not run_recipe(recipe, "exact", out, resume=True).was_finished
     assert not list(out.glob(".*"))
-
-
-def test_the_bar_waits_a_second_and_needs_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("prefgeo.run_monitor.time.monotonic", lambda: now)
-    bar = ProgressBar("run")
-    assert not bar.enabled  # pytest is no terminal
-    bar.enabled = True
-    bar.show(1, 10)
-    assert bar.progress is None
-    now = 1.1
-    bar.show(2, 10)
-    assert bar.progress is not None and bar.progress.tasks[0].completed == 2
-    bar.stop()
-    assert bar.progress.live.is_started is False
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
