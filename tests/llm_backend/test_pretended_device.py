@@ -28,7 +28,7 @@ def test_resuming_leaves_nothing_on_the_cpu(tmp_path: Path) -> None:
 def test_a_tensor_on_the_cpu_is_refused(tmp_path: Path) -> None:
     """The device sees what it is for."""
     ended = run(tmp_path, "mixing")
-    assert ended.returncode == 1 and "MixedDevicesError: aten.add.Tensor got (2,) on the CPU" in ended.stderr
+    assert ended.returncode == 1 and "MixedDevicesError: aten.add.Tensor got a tensor (2,) of the CPU" in ended.stderr
 
 
 @pytest.mark.slow
