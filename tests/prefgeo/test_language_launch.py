@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from prefgeo.language.run import run_language_recipe
 
 HOME = Path(__file__).resolve().parents[2]
+LAUNCHER = str(Path(sys.executable).with_name("accelerate"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -98,10 +99,9 @@ def run(command: list[str]) -> None:
 @pytest.mark.slow
 def test_accelerate_launches_it(tmp_path: Path) -> None:
     path, out = recipe(tmp_path / "two", 4, **AUXDPO), tmp_path / "two" / "out"
-    launcher = str(Path(sys.executable).with_name("accelerate"))
-    command = [launcher, "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "-m", "prefgeo", "run"]
-    run([*command, str(path), "--backend", "torch", "--out", str(out)])
+    command = [LAUNCHER, "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]  # --cpu starts but one
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "prefgeo", "run", str(path)]
+    run([*command, "--backend", "torch", "--out", str(out)])
     run_language_recipe(recipe(tmp_path / "one", 8, **AUXDPO), tmp_path / "one" / "out")
     agree(tmp_path / "one" / "out", out)
 
@@ -111,7 +111,7 @@ def sharded_command(folder: Path, path: Path, *more: str) -> list[str]:
     config = yaml.safe_load((HOME / "recipes" / "launch" / "fsdp.yaml").read_text())
     config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
     (folder / "fsdp.yaml").write_text(yaml.safe_dump(config))
-    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(folder / "fsdp.yaml")]
+    launcher = [LAUNCHER, "launch", "--config_file", str(folder / "fsdp.yaml")]
     script = str(Path(__file__).with_name("fsdp_on_cpus.py"))
     return [*launcher, script, "run", str(path), "--backend", "torch", "--out", str(folder / "out"), *more]
 
