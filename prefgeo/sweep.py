@@ -10,6 +10,7 @@ from typing import Any
 from prefgeo.endings import orderly_on_sigterm
 from prefgeo.errors import UsageError
 from prefgeo.folders import Folder
+from prefgeo.language.cells import PreparedLanguage
 from prefgeo.preparation import digest
 from prefgeo.progress import ProgressBar
 from prefgeo.recipe_changes import check_unchanged
@@ -65,6 +66,9 @@ def run_sweep(
     sweep = load_sweep(path)
     if sweep.trains_language_models and backend != "torch":
         raise UsageError(f"{path} trains language models, which the {backend} backend cannot do: say --backend torch")
+    for cell in sweep.cells:
+        if isinstance(cell.prepared, PreparedLanguage):
+            cell.prepared.check_names(sweep.folder)
     with orderly_on_sigterm(), workers(jobs, cluster) as pool:
         folder = SweepFolder.claim(out, resume=resume)
         try:

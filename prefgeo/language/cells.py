@@ -25,6 +25,13 @@ class PreparedLanguage:
 
     recipe: LanguageRecipe
     config: dict[str, Any]
+    fault: Fault
+
+    def check_names(self, folder: Path) -> None:
+        """Raises ``UsageError`` with line and key for a model that is nowhere. File names start in ``folder``."""
+        from prefgeo.language.model_names import check_names
+
+        check_names(self.recipe, self.fault, folder)
 
 
 def prepare_language(values: Mapping[str, Any], fault: Fault, folder: Path) -> PreparedLanguage:
@@ -38,7 +45,7 @@ def prepare_language(values: Mapping[str, Any], fault: Fault, folder: Path) -> P
     elif isinstance(source := find_source(str(recipe.data.path), folder), Path) and source.is_file():
         state = source.stat()
         inputs = {source.name: _hash(source, state.st_size, state.st_mtime_ns)}
-    return PreparedLanguage(recipe, plain_recipe(recipe) | {"inputs": inputs})
+    return PreparedLanguage(recipe, plain_recipe(recipe) | {"inputs": inputs}, fault)
 
 
 @lru_cache(maxsize=64)

@@ -104,7 +104,7 @@ class LoopRun:
         if BASE in manifest:
             return store.get(manifest[BASE])
         if self.recipe.sft is None:
-            model = start_model(self.recipe, self.tokenizer)
+            model = start_model(self.recipe, self.tokenizer, self.parts.fault)
         else:
             model = stored_model(self.folder.model(SFT), self.recipe.model)
         base = store.add(model, self.tokenizer)

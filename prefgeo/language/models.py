@@ -11,44 +11,31 @@ from llm_backend.errors import ModelError
 from llm_backend.models import Lora, load_model, new_model, open_for_training, tiny_config
 from llm_backend.reference import Reference
 from llm_backend.tokenizers import check_special_tokens, check_vocabulary
+from prefgeo.language.model_names import MODEL, REFERENCE, at, tokenizer_place
 from prefgeo.language.recipe import LanguageRecipe, ModelSpec
+from prefgeo.yaml_reading import Fault
 
 
-def start_model(recipe: LanguageRecipe, tokenizer: Any) -> Any:
+def start_model(recipe: LanguageRecipe, tokenizer: Any, fault: Fault) -> Any:
     """The model that everything begins with; a tiny one has random weights of the recipe's seed.
 
-    Raises: ModelError, DataError where there is none, or the tokenizer does not fit.
+    Raises: ``UsageError`` with line and key where there is none, or the tokenizer does not fit.
     """
     spec = recipe.model
-    check_special_tokens(tokenizer, eos_needed=recipe.data.eos != "never")
+    with at(fault, tokenizer_place(recipe)):
+        check_special_tokens(tokenizer, eos_needed=recipe.data.eos != "never")
     if spec.sizes is not None:
         sizes = spec.sizes.model_dump()
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         config = tiny_config(sizes.pop("architecture"), vocab_size=len(tokenizer), **sizes, **ids)
         model = new_model(config, seed=recipe.seed, dtype=spec.dtype, attention=spec.attention)
     else:
-        model = load_model(spec.name, dtype=spec.dtype, attention=spec.attention)
+        with at(fault, MODEL):
+            model = load_model(spec.name, dtype=spec.dtype, attention=spec.attention)
     embeddings: Any = model.get_input_embeddings()
-    check_vocabulary(tokenizer, int(embeddings.weight.shape[0]))
+    with at(fault, tokenizer_place(recipe)):
+        check_vocabulary(tokenizer, int(embeddings.weight.shape[0]))
     return model
-
-
-def with_local_names(recipe: LanguageRecipe, home: Path) -> LanguageRecipe:
-    """The recipe with its model, tokenizer and reference named by their folders in ``home``, the recipe's own folder,
-    where such folders are; another name is left as it stands, for the hub or the current folder."""
-
-    def local(name: str) -> str:
-        folder = home / Path(name).expanduser()
-        return str(folder) if folder.is_dir() else name
-
-    model, tokenizer, reference = recipe.model, recipe.tokenizer, recipe.reference
-    if model.sizes is None:
-        model = model.model_copy(update={"name": local(model.name)})
-    if tokenizer.name not in ("model", "embedded"):
-        tokenizer = tokenizer.model_copy(update={"name": local(tokenizer.name)})
-    if reference.path is not None:
-        reference = reference.model_copy(update={"path": local(str(reference.path))})
-    return recipe.model_copy(update={"model": model, "tokenizer": tokenizer, "reference": reference})
 
 
 def stored_model(folder: Path, spec: ModelSpec) -> Any:
@@ -66,19 +53,20 @@ def opened(model: Any, spec: ModelSpec, seed: int) -> Any:
     return open_for_training(model, Lora(spec.lora.r, spec.lora.alpha, targets), seed=seed)
 
 
-def make_reference(recipe: LanguageRecipe, policy: Any, tokenizer: Any) -> Reference:
+def make_reference(recipe: LanguageRecipe, policy: Any, tokenizer: Any, fault: Fault) -> Reference:
     """The reference that the recipe names; ``policy`` is as it is before preference training.
 
-    Raises: DataError for a reference of another vocabulary.
+    Raises: ``UsageError`` with line and key for one that is not there, or of another vocabulary.
     """
     name = recipe.reference.name
     if name == "path":
         path = str(recipe.reference.path)
-        found = Reference.path(path, dtype=recipe.model.dtype, attention=recipe.model.attention)
-        try:
-            check_vocabulary(tokenizer, int(found.model.get_input_embeddings().weight.shape[0]))
-        except DataError as problem:
-            raise DataError(f"the reference {path} does not fit the policy's tokenizer: {problem}") from None
+        with at(fault, REFERENCE):
+            found = Reference.path(path, dtype=recipe.model.dtype, attention=recipe.model.attention)
+            try:
+                check_vocabulary(tokenizer, int(found.model.get_input_embeddings().weight.shape[0]))
+            except DataError as problem:
+                raise DataError(f"the reference {path} does not fit the policy's tokenizer: {problem}") from None
         return found
     return Reference.adapter_off(policy) if name == "adapter_off" else Reference.initial(policy)
 

@@ -29,7 +29,8 @@ from prefgeo.language.launch import FollowedFolder, join_launch
 from prefgeo.language.loop_checks import loop_settings
 from prefgeo.language.loop_curve import draw_loop_curve
 from prefgeo.language.loop_recorded import with_recorded
-from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model, with_local_names
+from prefgeo.language.model_names import at, check_names, tokenizer_place, with_local_names
+from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model
 from prefgeo.language.recipe import LanguageData, LanguageRecipe, load_language_recipe
 from prefgeo.language.shared_start import adopt_start
 from prefgeo.language.stages import run_preference, run_supervised, training_reference
@@ -87,6 +88,8 @@ def run_checked(
     existed = out.exists()
     folder = _folder(recipe, out, resume, device, fault)
     try:
+        if not folder.has(RESULT):
+            check_names(recipe, fault, home)
         texts = with_recorded(recipe, load_texts(_before_flips(recipe), recipe.seed, fault, home), fault, home)
         config = resolved(recipe, texts)
         if isinstance(folder, FollowedFolder):
@@ -142,8 +145,10 @@ class _Runner:
         fault: Fault, home: Path,
     ) -> None:  # fmt: skip
         self.recipe, self.texts, self.folder, self.device, self.seconds = recipe, texts, folder, device, seconds
+        self.fault = fault
         self.objective = recipe.objective.make()
-        self.tokenizer = recipe_tokenizer(recipe, texts)
+        with at(fault, tokenizer_place(recipe)):
+            self.tokenizer = recipe_tokenizer(recipe, texts)
         once = recipe.algorithm is None
         self.rows: TokenRows = token_rows(recipe, texts, self.tokenizer, self.objective if once else None)
         self.loop: Any = None
@@ -160,9 +165,9 @@ class _Runner:
     def run(self) -> dict[str, Any]:
         """Everything that is not yet finished, and the result."""
         if START not in self.folder.finished():
-            self._finish(START, self._evaluate(start_model(self.recipe, self.tokenizer).to(self.device)))
+            self._finish(START, self._evaluate(start_model(self.recipe, self.tokenizer, self.fault).to(self.device)))
         if self.recipe.sft is not None and SFT not in self.folder.finished():
-            model = start_model(self.recipe, self.tokenizer)
+            model = start_model(self.recipe, self.tokenizer, self.fault)
             whole = run_supervised(model, self.rows.supervised, self.recipe.sft, self.folder, **self.options)
             model = self._save(SFT, model, whole)
             self._finish(SFT, self._evaluate(model))
@@ -177,7 +182,7 @@ class _Runner:
 
     def _preference(self) -> None:
         policy = opened(self._start(), self.recipe.model, self.recipe.seed).to(self.device)
-        reference = make_reference(self.recipe, policy, self.tokenizer)
+        reference = make_reference(self.recipe, policy, self.tokenizer, self.fault)
         reference.model.to(self.device)
         self._name_reference(weights_hash(reference.model, skip_adapters=reference.without_adapter))
         pad_id = self.options["pad_id"]
@@ -223,7 +228,7 @@ class _Runner:
         """The model that preference training begins with."""
         if self.recipe.sft is not None:
             return stored_model(self.folder.model(SFT), self.recipe.model)
-        return start_model(self.recipe, self.tokenizer)
+        return start_model(self.recipe, self.tokenizer, self.fault)
 
     def _written(self, stage: str) -> Any:
         """The model that a stage wrote; adapters are put on the start again."""
