@@ -36,6 +36,20 @@ def training_arguments(output_dir: str | Path, **options: Any) -> TrainingArgume
     return TrainingArguments(output_dir=str(output_dir), **(defaults | options))
 
 
+def watched_arguments(output_dir: str | Path, *, precision: str, device: str, **options: Any) -> TrainingArguments:
+    """Of a run with a monitor, which says when to save and shows how far it is; ``precision`` of the forward pass."""
+    return training_arguments(
+        output_dir,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        use_cpu=device == "cpu",
+        logging_first_step=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        **options,
+    )
+
+
 class RowData(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows with further columns (n_rows,) beside them."""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from llm_backend.loops.errors import LoopError
 from llm_backend.loops.sources import one_number
 from llm_backend.models import Lora
-from llm_backend.response_trainer import training_arguments
+from llm_backend.response_trainer import watched_arguments
 from objectives.fitting import Plan, RateSchedule
 
 OPTIMISERS = {"adam": "adamw_torch", "gd": "sgd"}
@@ -104,7 +104,7 @@ class Steps:
 def arguments(steps: Steps, training: LoopTraining, folder: Path, *, seed: int, device: str) -> Any:
     """What transformers' Trainer is told. Its schedule is not used (``LoopTrainer`` has the plan's)."""
     at_once, times = steps.micro_batches(training.micro_batch_size)
-    return training_arguments(
+    return watched_arguments(
         folder,
         per_device_train_batch_size=at_once,
         per_device_eval_batch_size=training.micro_batch_size,
@@ -117,14 +117,10 @@ def arguments(steps: Steps, training: LoopTraining, folder: Path, *, seed: int, 
         adam_epsilon=training.epsilon,
         weight_decay=steps.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        bf16=training.precision == "bfloat16",
-        fp16=training.precision == "float16",
+        precision=training.precision,
         logging_steps=steps.log_every,
-        logging_first_step=True,
-        save_strategy="no",  # the monitor says when
         save_total_limit=2,  # the one that the monitor knows of, and the one that it is being told of
-        disable_tqdm=True,
-        use_cpu=device == "cpu",
+        device=device,
         seed=seed,
     )
 

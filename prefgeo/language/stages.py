@@ -13,7 +13,7 @@ from llm_backend.lm_fields import reference_columns, sides_of
 from llm_backend.models import checkpoint_activations
 from llm_backend.processes import count_and_rank
 from llm_backend.reference import Reference, ReferenceLogProbs
-from llm_backend.response_trainer import ResponseTrainer, training_arguments
+from llm_backend.response_trainer import ResponseTrainer, watched_arguments
 from llm_backend.supervised import SupervisedTrainer
 from llm_backend.trainer import LossVariables, PreferenceTrainer
 from objectives import Objective
@@ -39,7 +39,7 @@ def stage_arguments(
 ) -> Any:
     """What transformers' Trainer is told. ``warmup`` becomes whole steps, rounded up."""
     steps = spec.steps if spec.steps is not None else steps_per_epoch(spec, n_rows) * int(spec.epochs or 1)
-    return training_arguments(
+    return watched_arguments(
         folder.checkpoints(stage),
         per_device_train_batch_size=spec.batch_size,
         gradient_accumulation_steps=spec.accumulation,
@@ -49,14 +49,10 @@ def stage_arguments(
         warmup_steps=math.ceil(spec.warmup * steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
-        bf16=spec.precision == "bfloat16",
-        fp16=spec.precision == "float16",
+        precision=spec.precision,
         logging_steps=spec.log_every,
-        logging_first_step=True,
-        save_strategy="no",  # the monitor says when
         save_total_limit=1,
-        disable_tqdm=True,
-        use_cpu=device == "cpu",
+        device=device,
         seed=seed,
     )
 
