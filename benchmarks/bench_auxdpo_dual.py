@@ -5,8 +5,8 @@
 The policy is a multilayer perceptron from a prompt's features to the logits of its 10 responses (2.4 million
 parameters at the default width); a step is forward, backward and Adam on theta, and for AuxDPO the step of delta. In
 units of one forward pass DPO costs 3, 4 with the reference computed in the step; a dual step adds a weighted backward
-pass (3) and a forward-mode product (3) at the reference, divided by ``every``. Variants take turns, so that a
-disturbance of the machine hits all of them; the least time of each counts.
+pass (3) and a forward-mode product (3) at the reference, for the 1/``every`` of its rows whose turn it is. Variants
+alternate, so that a disturbance of the machine hits all of them; the least time of each counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ import torch
 from report import publish
 from torch import Tensor, nn
 
-from llm_backend.auxiliary import Auxiliary, AuxiliaryOptions, ReferenceScores, Slots, reference_weights, rows_of
+from llm_backend.auxiliary import (
+    Auxiliary,
+    AuxiliaryOptions,
+    AuxiliaryRows,
+    ReferenceScores,
+    Slots,
+    reference_weights,
+    rows_of,
+)
 from objectives import PairLogProbs, make_objective
 
 PROMPTS, RESPONSES, FEATURES, BETA = 512, 10, 256, 0.1
@@ -121,7 +129,15 @@ class World:
             objective.mean_loss(batch).backward()
             engine.step()
             if auxiliary is not None and part is not None:
-                auxiliary.step(scores, part, second(auxiliary))
+                auxiliary.step(scores, moving(auxiliary, index), second(auxiliary), met=part.slots)
+
+        def moving(auxiliary: Auxiliary, index: Tensor) -> list[AuxiliaryRows]:
+            kept = index[auxiliary.moves(self.slots.chosen[index])]
+            if not kept.numel():
+                return []
+            keys = torch.cat([self.chosen[kept], self.rejected[kept]]).to(self.device)
+            found = rows_of(self.slots.chosen[kept], self.slots.rejected[kept], keys)
+            return [AuxiliaryRows(found.slots, found.shares * kept.numel() / index.numel(), keys)]
 
         def second(auxiliary: Auxiliary) -> Any:
             if auxiliary.options.mode != "cross_batch":

@@ -23,6 +23,7 @@ from llm_backend.auxiliary import (
     sampled_dimensions,
 )
 from llm_backend.auxiliary.directions import Direction
+from llm_backend.auxiliary.scores import Product
 from llm_backend.auxiliary.slots import response_key
 from llm_backend.lm_fields import step_weights
 from llm_backend.processes import count_and_rank, from_first, summed
@@ -50,7 +51,8 @@ class LMAuxiliary:
     (columns ``reference_SIDE`` of these rows, ``ReferenceLogProbs.columns``) W is D, the reference's probabilities over
     the responses that the rows have to a prompt, with rho uniform over prompts; the scores are then those of log-probs
     renormalised over the same sets, so that A W B = 0. Without it there are no weights (``plain_weights``).
-    ``seed`` draws the second batches of cross_batch and official_compat's start.
+    ``product`` says how the scores' products are taken (``ReferenceScores``; left out: differences where parameters are
+    in float32, else forward mode). ``seed`` draws the second batches of cross_batch and official_compat's start.
     Raises: AuxiliaryError.
     """
 
@@ -62,7 +64,7 @@ class LMAuxiliary:
         *,
         tied: bool = True,
         reference: Mapping[str, np.ndarray] | None = None,
-        product: Any = "forward",
+        product: Product | None = None,
         pad_id: int = 0,
         seed: int = 0,
     ) -> None:
@@ -70,7 +72,8 @@ class LMAuxiliary:
             raise AuxiliaryError("weights D are of (prompt, response) slots; untied delta takes none, as in the paper")
         slots = row_slots(rows, tied=tied)
         self.responses = SlotResponses(model, rows, slots, centred=reference is not None, pad_id=pad_id)
-        self.scores, self._seed = ReferenceScores(model, slot_log_probs, product=product, reduce=summed), seed
+        how = product or usual_product(model)
+        self.scores, self._seed = ReferenceScores(model, slot_log_probs, product=how, reduce=summed), seed
         weights = plain_weights(slots) if reference is None else _weights(slots, reference)
         self._all = self._all_scores() if options.mode == "exact" else None
         generator = torch.Generator().manual_seed(seed)
@@ -98,14 +101,15 @@ class LMAuxiliary:
             raw.grad /= count_and_rank()[0]
         weights = [step_weights(inputs).double().cpu() for inputs in batches]
         total = summed(torch.stack([weight.sum() for weight in weights]).sum())
-        parts = []
-        for inputs, weight in zip(batches, weights, strict=True):
-            parts.append(self._part(inputs["index"].cpu(), weight / total))
+        index, shares = torch.cat([inputs["index"].cpu() for inputs in batches]), torch.cat(weights) / total
+        slots, sizes = self.auxiliary.slots, [weight.numel() for weight in weights]
+        moving = self.auxiliary.moves(slots.chosen[index])  # both sides of a row are of one prompt
+        parts = self._parts(index[moving], shares[moving], max(sizes))
+        met = torch.cat([slots.chosen[index], slots.rejected[index]])
         second = None
         if self.auxiliary.options.mode == "cross_batch":
-            sizes = [weight.numel() for weight in weights]
             second = self.second_batch(int(summed(torch.tensor(sum(sizes)))), max(sizes))
-        self.auxiliary.step(self.scores, parts, second)
+        self.auxiliary.step(self.scores, parts, second, met=met)
 
     def second_batch(self, n: int, size: int) -> list[AuxiliaryRows]:
         """This process's part of the second batch of the coming step, in micro-batches of ``size`` rows.
@@ -123,8 +127,7 @@ class LMAuxiliary:
             drawn = np.random.default_rng([self._seed, self.auxiliary.n_steps]).choice(slots.n_rows, n, p=law)
             shares = np.full(n, 1.0 / n)
         count, rank = count_and_rank()
-        mine = [torch.as_tensor(values[rank::count]) for values in (drawn, shares)]
-        return [self._part(*part) for part in zip(*(values.split(size) for values in mine), strict=True)]
+        return self._parts(torch.as_tensor(drawn[rank::count]), torch.as_tensor(shares[rank::count]), size)
 
     def report(self, how: Literal["auto", "exact", "estimate"] = "auto") -> DimensionReport:
         """Rank, nullity and reachable margins, before training: "exact" from all scores (m, d), or "estimate" from all
@@ -149,14 +152,23 @@ class LMAuxiliary:
         return found if residual is None else found | {"delta_residual": residual}
 
     def state_dict(self) -> dict[str, Any]:
-        """All of delta's state."""
-        return dict(self.auxiliary.state_dict())
+        """All of delta's state, and what differences remember."""
+        slope = 0.0 if self.scores.difference is None else self.scores.difference.slope
+        return self.auxiliary.state_dict() | {"slope": torch.tensor(slope, dtype=torch.float64)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """The inverse of ``state_dict``; vectors over the model's parameters go to where these are."""
         there, vectors = self.responses.device, ("residual.", "dual.")
         placed = {name: value.to(there) if name.startswith(vectors) else value for name, value in saved.items()}
         self.auxiliary.load_state_dict(placed)
+        if self.scores.difference is not None:
+            self.scores.difference.slope = float(saved["slope"])
+
+    def _parts(self, index: Tensor, shares: Tensor, size: int) -> list[AuxiliaryRows]:
+        """Rows ``index`` in micro-batches of ``size``; none where there are none."""
+        if not index.numel():
+            return []
+        return [self._part(*part) for part in zip(index.split(size), shares.split(size), strict=True)]
 
     def _part(self, index: Tensor, shares: Tensor) -> AuxiliaryRows:
         slots = self.auxiliary.slots
@@ -179,6 +191,12 @@ class LMAuxiliary:
             found[members] = own
         assert found is not None
         return found
+
+
+def usual_product(model: nn.Module) -> Product:
+    """Differences where they are exact enough, which cost less than forward mode; they are lost in half precision."""
+    wide = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters() if p.requires_grad)
+    return "difference" if wide else "forward"
 
 
 def _weights(slots: Slots, reference: Mapping[str, np.ndarray]) -> Tensor:

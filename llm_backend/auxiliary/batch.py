@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_backend.auxiliary.directions import Direction, add_
+from llm_backend.auxiliary.directions import Direction, add_, zeros_like
 from llm_backend.auxiliary.scores import ReferenceScores
 
 
@@ -37,16 +37,20 @@ Parts = Sequence[AuxiliaryRows]
 
 
 def pull_parts(scores: ReferenceScores, parts: Parts, cotangents: Sequence[Tensor]) -> Direction:
-    """sum over the parts, and over the processes that share the step, of A cotangent."""
-    total = scores.pull(parts[0].responses, cotangents[0])
-    for part, cotangent in zip(parts[1:], cotangents[1:], strict=True):
-        add_(total, scores.pull(part.responses, cotangent))
+    """sum over the parts (there may be none), and over the processes that share the step, of A cotangent."""
+    total: Direction | None = None
+    for part, cotangent in zip(parts, cotangents, strict=True):
+        found = scores.pull(part.responses, cotangent)
+        total = found if total is None else add_(total, found)
+    total = zeros_like(scores.parameters) if total is None else total
     return {name: scores.reduce(value) for name, value in total.items()}
 
 
 def push_parts(scores: ReferenceScores, parts: Parts, direction: Direction) -> list[Tensor]:
     """<g_i, direction> for the responses of each part."""
-    return [scores.push(part.responses, direction) for part in parts]
+    found = [scores.push(part.responses, direction) for part in parts]
+    scores.learn(found, direction)
+    return found
 
 
 def batch_residual(scores: ReferenceScores, parts: Parts, rates: Tensor, delta: Tensor) -> Direction:

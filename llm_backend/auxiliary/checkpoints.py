@@ -23,6 +23,7 @@ def save(auxiliary: Auxiliary) -> dict[str, Tensor]:
         "weights": auxiliary.weights.clone(),
         "raw": auxiliary.raw.detach().clone(),
         "steps": torch.tensor(auxiliary.n_steps),
+        "visits": auxiliary.turns.visits.clone(),
     }
     state |= {f"optimiser.{name}": value for name, value in auxiliary.optimiser.state_dict().items()}
     if auxiliary.basis is not None:
@@ -60,6 +61,7 @@ def load(auxiliary: Auxiliary, saved: dict[str, Tensor]) -> None:
     auxiliary.raw.data.copy_(saved["raw"])
     auxiliary.optimiser.load_state_dict({name: saved[f"optimiser.{name}"] for name in ("first", "second", "visits")})
     auxiliary.n_steps = int(saved["steps"])
+    auxiliary.turns.visits.copy_(saved["visits"])
     if auxiliary.basis is not None:
         auxiliary.basis = saved["basis"].clone()
     for kind in VECTORS:

@@ -27,7 +27,7 @@ def add_(target: Direction, other: Direction, scale: float = 1.0) -> Direction:
 
 def combine(one: Direction, other: Direction, scale: float) -> Direction:
     """one + scale * other."""
-    return {name: value + scale * other[name].to(value.dtype) for name, value in one.items()}
+    return {name: torch.add(value, other[name].to(value.dtype), alpha=scale) for name, value in one.items()}
 
 
 def inner(one: Direction, other: Direction) -> float:
@@ -36,5 +36,5 @@ def inner(one: Direction, other: Direction) -> float:
 
 
 def norm(direction: Direction) -> float:
-    """The 2-norm."""
-    return inner(direction, direction) ** 0.5
+    """The 2-norm; each tensor's in its own precision."""
+    return sum(float(torch.linalg.vector_norm(value)) ** 2 for value in direction.values()) ** 0.5

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 from llm_backend.auxiliary.errors import AuxiliaryError
 
+DUAL_EVERY = 4  # a step of dual then costs about 1.5 of DPO's: benchmarks/bench_lm_dual.py
 Mode: TypeAlias = Literal["dual", "exact", "batch_penalty", "cross_batch", "official_compat"]
 
 
@@ -15,16 +16,19 @@ Mode: TypeAlias = Literal["dual", "exact", "batch_penalty", "cross_batch", "offi
 class AuxiliaryOptions:
     """With c = A W delta, c_B its unbiased estimate from a batch, and L the mean loss over the training rows:
 
-        dual             L + <y, c> + (penalty / 2) |c|^2, and y += penalty c on every ``dual_every``-th move of delta:
-                         the method of multipliers, which has the constraint itself as its limit
+        dual             L + <y, c> + (penalty / 2) |c|^2, and y += penalty c on every ``dual_every``-th step: the
+                         method of multipliers, which has the constraint itself as its limit
         exact            L over delta = N z, N a basis of the null space of A W: the constraint at every step; small d
         batch_penalty    L + penalty |c_B|^2, the paper's: biased towards a ridge on delta, most of all in small batches
         cross_batch      L + penalty <c_B1, c_B2> of two independent batches: unbiased for |c|^2
         official_compat  the published notebook's loss; see ``official``.  For study: it is no estimator
 
     ``ridge`` >= 0 adds ridge |delta|^2 (when untied, its mean over the rows). delta moves by ``learning_rate`` times
-    the mean gradient over the rows in which it takes part ("sgd" with ``momentum``, or "adam"), on every ``every``-th
-    step.
+    the mean gradient over the rows in which it takes part ("sgd" with ``momentum``, or "adam").
+    ``every`` = k: in dual the variables of a prompt move on every k-th visit (``Turns``), so that each step takes its
+    products for 1/k of its rows only; in the other modes, whose penalty is that of the batch, all move on every k-th
+    step. The limit is the same. k = 4 (dual's default) takes about three times the epochs of k = 1 for the same
+    distance to it, each at half the cost: docs/auxdpo_at_scale.md has the numbers.
     ``gauge`` (exact, tied) also holds delta's W-mean in each prompt at zero.
     Source: AuxDPO, arXiv:2510.20413, Eq. 7 and Sec. 5; dual and cross_batch are ours. Raises AuxiliaryError.
     """
@@ -38,7 +42,7 @@ class AuxiliaryOptions:
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
-    every: int = 1
+    every: int | None = None  # None: 4 for dual, else 1
     gauge: bool = False
     cap: float | None = None  # official_compat: |delta| <= cap, inside beta
     anti_ridge: float = 0.0  # official_compat: rewards large delta
@@ -55,11 +59,16 @@ class AuxiliaryOptions:
                 raise AuxiliaryError(f"{name} is {value!r}; it must be finite and at least 0")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise AuxiliaryError(f"the learning rate of delta must be a number > 0, got {self.learning_rate!r}")
-        if self.every < 1:
-            raise AuxiliaryError(f"every is {self.every!r}; delta moves on every k-th step, k >= 1")
+        if self.period < 1:
+            raise AuxiliaryError(f"every is {self.every!r}; delta moves on every k-th visit or step, k >= 1")
         if self.dual_every < 0:
-            raise AuxiliaryError(f"dual_every is {self.dual_every!r}; it counts moves of delta (0: no dual vector)")
+            raise AuxiliaryError(f"dual_every is {self.dual_every!r}; it counts steps (0: no dual vector)")
         self._check_mode()
+
+    @property
+    def period(self) -> int:
+        """``every``, or the mode's own."""
+        return (DUAL_EVERY if self.mode == "dual" else 1) if self.every is None else self.every
 
     def _check_mode(self) -> None:
         official = self.mode == "official_compat"

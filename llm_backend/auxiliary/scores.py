@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, TypeAlias, get_args
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llm_backend.auxiliary.differences import CentralDifference, coarsest
 from llm_backend.auxiliary.directions import Direction, norm, wide
 from llm_backend.auxiliary.errors import AuxiliaryError
 
 Product: TypeAlias = Literal["forward", "double_backward", "difference"]
-NATS = 0.5
 LogProbs = Callable[[nn.Module, Any], Tensor]
 """(module, responses) -> log-probs of the k responses, (k,)."""
 
@@ -29,8 +29,8 @@ class ReferenceScores:
     normalised over the sets (``set_log_probs``). Only trainable parameters count; they are copied, so that training may
     go on (``parameters`` gives theta0 instead, by name). ``product`` says how ``push`` is computed: "forward" mode
     (attention then runs on torch's plain kernel, the only one that has it), "double_backward" (two backward passes), or
-    the central "difference" of two forward passes, which any module allows (custom backward, gradient checkpointing)
-    and which is good to about 1e-3 of the largest value in float32. ``n_pull`` and ``n_push`` count the passes.
+    the central "difference" of two forward passes, which any module allows and which is good to about 1e-3 of the
+    largest value in float32 (in which it is taken, autocast or not). ``n_pull`` and ``n_push`` count the passes.
     ``reduce`` sums a tensor over the processes that share a step (default: there is one); an ``Auxiliary`` uses it, so
     that all processes move delta alike.
     Raises AuxiliaryError for a module without trainable parameters, for theta0 that does not fit, and for differences
@@ -66,6 +66,7 @@ class ReferenceScores:
         self.n_pull = self.n_push = 0
         self.reduce: Callable[[Tensor], Tensor] = reduce or (lambda value: value)
         self._bound, self._product = _Bound(module, log_probs), product
+        self.difference = CentralDifference(coarsest(self.parameters)) if product == "difference" else None
 
     @property
     def n_parameters(self) -> int:
@@ -101,8 +102,8 @@ class ReferenceScores:
         self.n_push += 1
         tangent = {name: direction[name].to(value.dtype) for name, value in self.parameters.items()}
         with _evaluating(self._bound):
-            if self._product == "difference":
-                return self._push_difference(responses, tangent)
+            if self.difference is not None:
+                return self._push_difference(responses, tangent, self.difference)
             with sdpa_kernel(SDPBackend.MATH):
                 if self._product == "double_backward":
                     return self._push_backward(responses, tangent)
@@ -134,25 +135,23 @@ class ReferenceScores:
         }
 
     @torch.no_grad()
-    def _push_difference(self, responses: Any, tangent: Direction) -> Tensor:
-        """[log pi(theta0 + h v) - log pi(theta0 - h v)] / (2 h), h |v| = eps^(1/3) or less.
+    def _push_difference(self, responses: Any, tangent: Direction, difference: CentralDifference) -> Tensor:
+        """<g_i, v> from log pi at theta0 + h v and theta0 - h v."""
 
-        h shrinks until no response's log-prob changes by more than NATS: a step that is small for the parameters can
-        still be large for the sum over a long response.
-        """
-        length = norm(tangent)
-        precision = max(torch.finfo(value.dtype).eps for value in self.parameters.values())
-        size = precision ** (1.0 / 3.0) / length if length > 0 else 1.0
-        for _ in range(20):
-            up, down = (
-                self._call({name: p + sign * size * tangent[name] for name, p in self.parameters.items()}, responses)
-                for sign in (1.0, -1.0)
-            )
-            change = float((up - down).abs().max())
-            if change <= 2.0 * NATS:
-                break
-            size *= NATS / change
-        return (up - down) / (2.0 * size)
+        def values(size: float) -> Tensor:
+            moved = {name: torch.add(p, tangent[name], alpha=size) for name, p in self.parameters.items()}
+            return self._call(moved, responses)
+
+        with _full_precision(self._bound):
+            return difference(values, norm(tangent))
+
+    def learn(self, along: Sequence[Tensor], direction: Direction) -> None:
+        """What ``push`` has found along ``direction``, for the next difference; all processes call it together."""
+        if self.difference is not None:
+            count = torch.tensor([float(sum(value.numel() for value in along)), 0.0], dtype=torch.float64)
+            count[1] = sum(float(value.double().square().sum()) for value in along)
+            total = self.reduce(count)
+            self.difference.learn(float(total[1]), float(total[0]), norm(direction))
 
     def _push_backward(self, responses: Any, tangent: Direction) -> Tensor:
         """d/du <d/dtheta (u . log pi), tangent>: the transpose of a transpose."""
@@ -183,6 +182,20 @@ class _Bound(nn.Module):
 
     def forward(self, responses: Any) -> Tensor:
         return self._log_probs(self.module, responses)
+
+
+@contextmanager
+def _full_precision(bound: nn.Module) -> Iterator[None]:
+    """No autocast: accelerate wraps the model's forward pass in it, and keeps the plain one beside it."""
+    wrapped: list[tuple[Any, Any]] = [(m, m.forward) for m in bound.modules() if "_original_forward" in vars(m)]
+    for part, _ in wrapped:
+        part.forward = part._original_forward
+    try:
+        with torch.autocast(next(bound.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for part, forward in wrapped:
+            part.forward = forward
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from llm_backend.auxiliary.options import AuxiliaryOptions
 from llm_backend.auxiliary.scores import ReferenceScores
 from llm_backend.auxiliary.slot_optimiser import SlotOptimiser
 from llm_backend.auxiliary.slots import Slots
+from llm_backend.auxiliary.turns import Turns
 from llm_backend.auxiliary.weighting import plain_weights
 
 
@@ -58,22 +61,27 @@ class Auxiliary:
         self.residual: Direction | None = None
         self.dual: Direction | None = None
         self.n_steps = 0
+        self.turns = Turns(slots, options.period if options.mode == "dual" else 1)
 
     # -- what the loss reads ----------------------------------------------------------------------------------
 
     @property
     def due(self) -> bool:
-        """Whether the coming step moves delta (every ``options.every``-th does, the first included)."""
-        return self.n_steps % self.options.every == 0
+        """Whether the coming step moves anything (in dual all may, by turns; else every k-th, the first included)."""
+        return self.options.mode == "dual" or self.n_steps % self.options.period == 0
+
+    def moves(self, slots: Tensor) -> Tensor:
+        """Which of the slots (k,) move in the coming step, if it meets them: (k,) bool."""
+        return self.turns.of(slots) & self.due
 
     def values(self, slots: Tensor) -> Tensor:
-        """delta of the slots (k,), outside beta; differentiable in ``raw`` when a step is due."""
+        """delta of the slots (k,), outside beta; differentiable in ``raw`` where they move in the coming step."""
         raw = self.raw if self.due else self.raw.detach()
         if self.basis is not None:
             return self.basis[slots] @ raw
         if self.options.mode == "official_compat":
             return (self.options.beta or 1.0) * self._capped(raw[slots])
-        return raw[slots]
+        return raw[slots] if self.turns.period == 1 else torch.where(self.moves(slots), raw[slots], raw.detach()[slots])
 
     @property
     def delta(self) -> Tensor:
@@ -87,13 +95,21 @@ class Auxiliary:
     # -- one step ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, scores: ReferenceScores | None, parts: AuxiliaryRows | Parts, second: Parts | None = None) -> None:
+    def step(
+        self,
+        scores: ReferenceScores | None,
+        parts: AuxiliaryRows | Parts,
+        second: Parts | None = None,
+        *,
+        met: Tensor | None = None,
+    ) -> None:
         """Add the constraint's gradient to that of the loss (in ``raw.grad``), move delta, follow the residual.
 
         ``parts`` are the rows of this optimiser step, whole or in micro-batches; ``second`` an independent batch, for
-        cross_batch only. With several processes (``ReferenceScores(reduce=...)``) each gives its own rows and its own
-        part of the loss's gradient, and all make the same step. dual and batch_penalty cost one ``pull`` and one
-        ``push``, cross_batch two of each.
+        cross_batch only. dual needs the rows whose slots move (``moves``) and no others: who leaves the others out
+        saves their passes, and gives the slots of all rows as ``met``. dual and batch_penalty cost one ``pull`` and one
+        ``push`` of the parts, cross_batch two of each. With several processes (``ReferenceScores(reduce=...)``) each
+        gives its own rows and its own part of the loss's gradient, and all make the same step.
         Raises AuxiliaryError for a missing or superfluous second batch, for missing scores, and when delta's gradient
         is absent (the loss did not read ``values``) or not finite.
         """
@@ -116,24 +132,43 @@ class Auxiliary:
             raise AuxiliaryError("mode 'cross_batch' needs a second, independent batch, and no other mode takes one")
         if scores is None:
             raise AuxiliaryError(f"mode {self.options.mode!r} needs the reference's scores at every step")
-        if self.options.mode == "dual" and (self.residual is None or self.dual is None):
-            self.residual, self.dual = zeros_like(scores.parameters), zeros_like(scores.parameters)
+        own = [part.slots for part in listed] if met is None else [met]
+        both = torch.cat(own + [part.slots for part in other or []])
+        times = reduce(torch.bincount(both, minlength=self.slots.size).to(self.raw.dtype))
+        present = torch.nonzero(times).flatten()
+        touched = present[self.turns.of(present)]
+        if touched.numel():
+            self._move(scores, listed, other, reduce, gradient, touched, times[touched])
+        self.turns.count(present)
+        every = self.options.dual_every
+        if self.residual is not None and self.dual is not None and every and self.n_steps % every == 0:
+            add_(self.dual, self.residual, self.options.penalty)
+
+    def _move(
+        self, scores: ReferenceScores, parts: Parts, second: Parts | None, reduce: Callable[[Tensor], Tensor],
+        gradient: Tensor, touched: Tensor, times: Tensor,
+    ) -> None:  # fmt: skip
+        """Move the slots ``touched``, each of which the step has met ``times``; follow the residual."""
         if self.options.mode == "official_compat":
             delta = self._capped(self.raw)
             slope = (self.options.cap or 1.0) - delta**2 / (self.options.cap or 1.0)  # d delta' / d raw
-            gradient = reduce(gradient + slope * constraints.official_gradient(scores, listed, delta, self.options))
+            gradient = reduce(gradient + slope * constraints.official_gradient(scores, parts, delta, self.options))
         else:
-            gradient = self.often * reduce(gradient + self._constraint_gradient(scores, listed, other))
-        met = torch.cat([part.slots for part in listed + (other or [])])
-        times = reduce(torch.bincount(met, minlength=self.slots.size).to(self.raw.dtype))
-        touched = torch.nonzero(times).flatten()
+            gradient = self.often * reduce(gradient + self._constraint_gradient(scores, parts, second))
         change = self.optimiser.step(touched, self._finite(gradient[touched]))
-        if self.residual is not None and self.dual is not None:
-            self._follow(scores, listed, self.residual, self.dual, touched, change / times[touched])
+        if self.options.mode == "dual":
+            # c += A W (change of delta), to which only touched slots contribute: c stays exact, without sampling error
+            moved = torch.zeros_like(self.raw).index_copy_(0, touched, self.weights[touched] * change / times)
+            found = pull_parts(scores, parts, [moved[part.slots] for part in parts])
+            if self.residual is None or self.dual is None:
+                self.residual, self.dual = zeros_like(scores.parameters), zeros_like(scores.parameters)
+            add_(self.residual, found)
 
     def _constraint_gradient(self, scores: ReferenceScores, parts: Parts, second: Parts | None) -> Tensor:
         options, delta, rates = self.options, self.raw.data, self.rates
-        if self.residual is not None and self.dual is not None:
+        if options.mode == "dual" and (self.residual is None or self.dual is None):
+            found = torch.zeros_like(delta)  # before the first move c = y = 0
+        elif self.residual is not None and self.dual is not None:
             found = constraints.dual_gradient(scores, parts, rates, self.residual, self.dual, options.penalty)
         elif second is not None:
             found = constraints.cross_gradient(scores, parts, second, rates, delta, options.penalty)
@@ -142,16 +177,6 @@ class Auxiliary:
         if options.ridge:
             found += constraints.ridge_gradient(parts, self.often, delta, options.ridge, is_tied=self.slots.is_tied)
         return found
-
-    def _follow(
-        self, scores: ReferenceScores, parts: Parts, residual: Direction, dual: Direction, touched: Tensor, each: Tensor
-    ) -> None:
-        """c += A W (change of delta), to which only touched slots contribute: c stays exact, without sampling error."""
-        moved = torch.zeros_like(self.raw).index_copy_(0, touched, self.weights[touched] * each)
-        add_(residual, pull_parts(scores, parts, [moved[part.slots] for part in parts]))
-        moves, every = (self.n_steps - 1) // self.options.every + 1, self.options.dual_every
-        if every and moves % every == 0:
-            add_(dual, residual, self.options.penalty)
 
     def _finite(self, gradient: Tensor) -> Tensor:
         if not bool(torch.isfinite(gradient).all()):

@@ -29,13 +29,14 @@ class AuxiliarySpec(Section):
 
     ``tied``: one delta for each prompt and response, else two for each row. ``weights`` of the constraint:
     ``reference``, the reference's probabilities over the responses that the rows have to a prompt (for tied delta, and
-    the default there), or ``none``. ``penalty`` is that of the mode; ``dual_every`` counts moves of delta between two
+    the default there), or ``none``. ``penalty`` is that of the mode; ``dual_every`` counts steps between two moves
     of the dual vector (left out: an epoch; 0: never). ``ridge`` adds ridge |delta|^2. delta moves by ``learning_rate``
-    with ``optimiser`` adam or sgd (with ``momentum``), on each ``every``-th step. ``gauge`` (exact) also holds delta's
-    mean in each prompt at zero. ``cap`` and ``anti_ridge`` are official_compat's. ``product``: forward-mode
-    derivatives, or a difference of two forward passes (left out: forward, but not with gradient checkpointing or
-    flash_attention_2, which have none). ``dimensions`` says how rank, nullity and reachable margins are counted before
-    training: exact, estimate (from a sample of prompts), skip, or auto (exact where it is cheap).
+    with ``optimiser`` adam or sgd (with ``momentum``). ``every`` = k: in dual a prompt's delta moves on each k-th
+    visit, by turns (left out: 4); in other modes all move on each k-th step (left out: 1). ``gauge`` (exact) also holds
+    delta's mean in each prompt at zero. ``cap`` and ``anti_ridge`` are official_compat's. ``product``: forward-mode
+    derivatives, or a difference of two forward passes in float32 (left out: forward with bfloat16, else difference).
+    ``dimensions`` says how rank, nullity and reachable margins are counted before training: exact, estimate (from a
+    sample of prompts), skip, or auto (exact where it is cheap).
     """
 
     mode: Literal["dual", "exact", "batch_penalty", "cross_batch", "official_compat"] = "dual"
@@ -47,7 +48,7 @@ class AuxiliarySpec(Section):
     learning_rate: Positive = 5e-3
     optimiser: Literal["adam", "sgd"] = "adam"
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    every: Count = 1
+    every: Count | None = None
     gauge: bool = False
     cap: Positive | None = None
     anti_ridge: NonNegative | None = None
@@ -91,5 +92,9 @@ def check_auxiliary(recipe: Any, objective: Objective, fault: Fault) -> None:
         return
     if recipe.reference.name == "path":
         raise fault(("reference", "name"), "auxiliary variables need the scores of the policy's start: say initial")
+    if recipe.model.attention == "flash_attention_2" and recipe.auxiliary.mode != "exact":
+        raise fault(
+            ("model", "attention"), "flash_attention_2 has no derivative along a direction, which delta needs: say sdpa"
+        )
     if recipe.training.precision == "float16":
         raise fault(("training", "precision"), "float16 scales the loss, and with it delta's gradient: say bfloat16")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from llm_backend.auxiliary import AuxiliaryOptions
@@ -31,14 +30,15 @@ def prepare_auxiliary(
     spec = recipe.auxiliary
     if spec is None or reference is None:
         return None
-    # both have no forward-mode derivatives: blocks that are computed again, and kernels of their own
-    lacking = recipe.training.gradient_checkpointing or recipe.model.attention == "flash_attention_2"
-    product = spec.product or ("difference" if lacking else "forward")
+    # autocast would have no part in a difference, which is taken in float32: on its hardware that is the slower one
+    product = spec.product or ("forward" if recipe.training.precision == "bfloat16" else None)
     auxiliary = LMAuxiliary(
-        policy, rows, auxiliary_options(spec, objective, moves_in_an_epoch(recipe, len(rows))), tied=spec.tied,
+        policy, rows, auxiliary_options(spec, objective, steps_per_epoch(recipe.training, len(rows))), tied=spec.tied,
         reference=reference.columns if spec.has_weights else None, product=product, pad_id=pad_id, seed=recipe.seed,
     )  # fmt: skip
-    manifest = folder.read_json(MANIFEST)
+    manifest, every = folder.read_json(MANIFEST), auxiliary.auxiliary.turns.period
+    if NOTE not in manifest and every > 1 and not folder.follows:
+        print(f"AuxDPO: prompts take turns, the delta of each moves once in {every} visits", flush=True)
     if NOTE not in manifest and spec.dimensions != "skip" and not folder.follows:
         report = auxiliary.report(spec.dimensions)
         print(report, flush=True)
@@ -47,7 +47,7 @@ def prepare_auxiliary(
 
 
 def auxiliary_options(spec: AuxiliarySpec, objective: Objective, epoch: int) -> AuxiliaryOptions:
-    """The section in the terms of ``llm_backend``; ``epoch`` moves of delta make an epoch."""
+    """The section in the terms of ``llm_backend``; ``epoch`` steps make an epoch."""
     options: dict[str, Any] = {
         "mode": spec.mode, "ridge": spec.ridge, "learning_rate": spec.learning_rate, "optimiser": spec.optimiser,
         "momentum": spec.momentum, "every": spec.every, "gauge": spec.gauge,
@@ -59,12 +59,6 @@ def auxiliary_options(spec: AuxiliarySpec, objective: Objective, epoch: int) -> 
         options |= {"dual_every": epoch if spec.dual_every is None else spec.dual_every}
     usual = OFFICIAL_PENALTY if spec.mode == "official_compat" else PENALTY
     return AuxiliaryOptions(**options, penalty=usual if spec.penalty is None else spec.penalty)
-
-
-def moves_in_an_epoch(recipe: LanguageRecipe, n_rows: int) -> int:
-    """How often delta moves while all rows are met once."""
-    every = 1 if recipe.auxiliary is None else recipe.auxiliary.every
-    return math.ceil(steps_per_epoch(recipe.training, n_rows) / every)
 
 
 def auxiliary_record(auxiliary: LMAuxiliary | None, folder: LanguageFolder) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Toy:
         self.rows = self.scores.rows(every)
         self.auxiliary = Auxiliary(
             self.slots,
-            AuxiliaryOptions(mode=mode, **options),
+            AuxiliaryOptions(mode=mode, **{"every": 1} | options),
             weights=weights,
             rows=self.rows if mode == "exact" else None,
         )
@@ -186,17 +186,26 @@ def test_a_dual_step_is_one_backward_and_one_forward_product() -> None:
     for mode, passes in (("dual", 1), ("batch_penalty", 1), ("exact", 0)):
         toy = Toy(True, mode)
         dual_steps(toy, 5, [[0, 1], [2, 3]])
-        assert (toy.scores.n_pull, toy.scores.n_push) == (5 * passes, 5 * passes)
+        first = mode == "dual"  # before the first move c = y = 0: nothing to push
+        assert (toy.scores.n_pull, toy.scores.n_push) == (5 * passes, 5 * passes - first)
+    toy = Toy(True, "batch_penalty", every=3)
+    for step in range(7):
+        values = toy.auxiliary.values(toy.batch([0, 1]).slots)
+        assert values.requires_grad == toy.auxiliary.due == (step % 3 == 0)
+        if values.requires_grad:
+            values.sum().backward()
+        toy.auxiliary.step(toy.scores, toy.batch([0, 1]))
+    assert (toy.scores.n_pull, toy.scores.n_push) == (3, 3)
     toy = Toy(True, "dual", every=3)
     before = toy.auxiliary.delta
     for step in range(7):
         part = toy.batch([0, 1])
+        assert toy.auxiliary.moves(part.slots).tolist() == [step % 3 == 0] * 4  # of the first prompt
         values = toy.auxiliary.values(part.slots)
-        assert values.requires_grad == toy.auxiliary.due == (step % 3 == 0)
-        if values.requires_grad:
-            (values[0] - values[2]).backward()
+        (values[0] - values[2]).backward()
+        assert toy.auxiliary.raw.grad.any() == (step % 3 == 0)
         toy.auxiliary.step(toy.scores, part)
-    assert (toy.scores.n_pull, toy.scores.n_push) == (3, 3)
+    assert (toy.scores.n_pull, toy.scores.n_push) == (3, 2)
     assert int((toy.auxiliary.delta != before).sum()) == 3  # slots 0, 1, 2; momentum moves nothing else
 
 
@@ -327,7 +336,7 @@ def test_official_compat_is_the_published_descent() -> None:
         ({"learning_rate": 0.0}, "learning rate of delta must be a number > 0, got 0.0"),
         ({"optimiser": "lion"}, "'sgd' or 'adam', got 'lion'"),
         ({"every": 0}, "every is 0"),
-        ({"dual_every": -1}, "dual_every is -1; it counts moves of delta"),
+        ({"dual_every": -1}, "dual_every is -1; it counts steps"),
         ({"cap": 1.0}, "belong to mode 'official_compat'"),
         ({"anti_ridge": 1.0}, "large delta is never rewarded"),
         ({"mode": "official_compat"}, "needs beta > 0 and a finite cap > 0"),

@@ -65,7 +65,7 @@ def fit(problem, mode, *, steps=400, rate=1.0, delta_rate=1.0, pairs=None, **key
     options = {k: keywords.pop(k) for k in ("penalty", "dual_every", "ridge", "gauge", "every") if k in keywords}
     if mode == "dual":
         scale = delta_rate * stiffness(problem)
-        options = {"penalty": 1.0 / scale, "dual_every": 200} | options
+        options = {"penalty": 1.0 / scale, "dual_every": 200, "every": 1} | options
     if "prompt_weights" not in keywords and keywords.get("weights", "D") == "D" and keywords.get("tied", True):
         keywords["prompt_weights"] = torch.as_tensor(problem.prompt_distribution)
     return train_auxdpo(
@@ -121,17 +121,22 @@ def test_minibatches_reach_theta_loc_too() -> None:
 
 
 def test_moving_delta_on_every_third_step_changes_nothing_but_the_time() -> None:
+    """One prompt: its turn is every third step."""
     problem = Prop2(n31=10.0).build()
-    found = fit(problem, "dual", steps=1500, every=3)
+    found = fit(problem, "dual", steps=1500, every=3, dual_every=600)
     assert found.theta[0] == pytest.approx(-0.5, rel=SETTLED)
-    assert found.scores.n_pull == found.scores.n_push == 500
+    assert (found.scores.n_pull, found.scores.n_push) == (500, 499)  # before the first move c = y = 0
 
 
-def test_a_random_problem_reaches_theta_loc_when_delta_moves_on_every_fourth_step() -> None:
-    problem = RandomLogLinear(seed=0, features=3).build()
-    found = fit(problem, "dual", steps=1600, every=4)
+@pytest.mark.parametrize("seed", [0, 2])
+def test_random_problems_reach_theta_loc_when_prompts_take_turns(seed) -> None:
+    """The default: each prompt on every fourth step, in turn. Half the penalty, as turns and momentum add up."""
+    problem = RandomLogLinear(seed=seed, features=3, max_responses=5 if seed == 2 else 0).build()
+    found = fit(problem, "dual", steps=1600, every=None, dual_every=800, penalty=0.5 / stiffness(problem))
     np.testing.assert_allclose(found.theta, rlhf_local(problem).theta, rtol=0, atol=SETTLED)
     assert found.residual_norm < 1e-7
+    visits = found.auxiliary.turns.visits
+    assert found.auxiliary.options.period == 4 and visits.tolist() == [1600] * problem.layout.n_prompts
 
 
 def test_the_dual_vector_is_needed_where_the_loss_pulls_against_the_constraint() -> None:

@@ -100,7 +100,7 @@ def test_auxdpo_on_a_language_model() -> None:
     assert report.rank == (3, 3) and report.level_rank == (0, 0)  # A D B = 0; d is large, so the rank is m - S
     assert report.verdict == "equals DPO"
     curvature = largest_curvature(scores, [(order, batch)], weights**2)
-    options = AuxiliaryOptions(penalty=0.3 / curvature, dual_every=5, learning_rate=0.5, optimiser="sgd")
+    options = AuxiliaryOptions(penalty=0.3 / curvature, dual_every=5, learning_rate=0.5, optimiser="sgd", every=1)
     auxiliary = Auxiliary(slots, options, weights=weights)
     objective, engine = make_objective("auxdpo", beta=0.5), torch.optim.SGD(network.parameters(), lr=0.05)
     losses = []

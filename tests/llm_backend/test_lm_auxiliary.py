@@ -133,7 +133,8 @@ def test_cross_batch_is_unbiased_for_the_square(monkeypatch, weighted):
     """Over all pairs of a step's batch (2 of 3 rows) and a second batch (2 draws) the mean of <c_B1, c_B2> is |c|^2,
     that of its gradient is that of |c|^2; two parts of one batch fall short, by the formula of ``second_batch``."""
     model, few = policy(), [row | {"weight": 1.0 + weighted * i} for i, row in enumerate(rows()[:3])]
-    lm = LMAuxiliary(model, few, AuxiliaryOptions(mode="cross_batch", penalty=0.7))
+    options = AuxiliaryOptions(mode="cross_batch", penalty=0.7)
+    lm = LMAuxiliary(model, few, options, product="forward")
     auxiliary, scores, delta = lm.auxiliary, lm.scores, torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64)
     everything = [lm._part(torch.arange(3), auxiliary.slots.row_weights / auxiliary.slots.total)]
 
@@ -222,15 +223,19 @@ def test_dual_and_exact_reach_the_closed_form():
     to the labels. Full batches, gradient descent with momentum."""
     data = [each for i, row in enumerate(rows()) for each in soft(row, (0.8, 0.6, 0.7)[i % 3] - 0.05 * (i // 3))]
     found, wanted = {}, None
-    for mode, steps in (("exact", 120), ("dual", 200)):
+    for mode, steps, own in (
+        ("exact", 120, {}),
+        ("dual", 200, {"penalty": 1.4, "dual_every": 40, "every": 1}),
+        ("turns", 480, {"penalty": 0.35, "dual_every": 240}),
+    ):
         config = tiny_config("gpt2", vocab_size=VOCABULARY, width=2, layers=1, heads=1)
         model = new_model(config, seed=0, dtype="float64")
         model.transformer.wte.weight.data.mul_(40.0)  # logits of order 1
         model.requires_grad_(False)
         bias = model.transformer.ln_f.bias.requires_grad_(True)
         reference = Reference.initial(model).log_probs(data)
-        own = {"penalty": 1.4, "dual_every": 40} if mode == "dual" else {}
-        options = AuxiliaryOptions(mode=mode, optimiser="sgd", learning_rate=4.0, momentum=0.8, **own)
+        kind = "exact" if mode == "exact" else "dual"
+        options = AuxiliaryOptions(mode=kind, optimiser="sgd", learning_rate=4.0, momentum=0.8, **own)
         lm = LMAuxiliary(model, data, options, reference=reference.columns)
         assert lm.report().reachable == (6, 6) and lm.report().verdict == "partly free"
         whole, objective = RowData(data, reference.columns), make_objective("auxdpo", beta=2.0)
@@ -251,6 +256,7 @@ def test_dual_and_exact_reach_the_closed_form():
     # relative to 0.035; what is left in dual falls with the number of steps (400: 1e-4 of it)
     torch.testing.assert_close(found["exact"], wanted, rtol=0.0, atol=1e-5)
     torch.testing.assert_close(found["dual"], wanted, rtol=0.0, atol=2e-3)
+    torch.testing.assert_close(found["turns"], wanted, rtol=0.0, atol=2e-3)
 
 
 def fitted_rewards(slots):
@@ -261,3 +267,20 @@ def fitted_rewards(slots):
         return float((weights * np.logaddexp(0.0, reward[rejected] - reward[chosen])).sum())
 
     return minimize(loss, np.zeros(slots.size), tol=1e-12).x
+
+
+def test_a_step_takes_products_for_the_rows_in_turn_alone(tmp_path, monkeypatch):
+    """Four prompts of three rows, all in each step: one prompt's rows a step, each prompt once in four steps."""
+    asked = []
+    usual = LMAuxiliary._part
+
+    def part(self, index, shares):
+        asked.append(index.tolist())
+        return usual(self, index, shares)
+
+    monkeypatch.setattr(LMAuxiliary, "_part", part)
+    _, auxiliary, _ = train(tmp_path, AuxiliaryOptions(learning_rate=0.02, penalty=3.0), split=4, steps=8)
+    prompts = [{row // 3 for row in index} for index in asked]
+    assert [len(index) for index in asked] == [3] * 8 and all(len(prompt) == 1 for prompt in prompts)
+    assert prompts[:4] == prompts[4:] and set().union(*prompts) == set(range(4))
+    assert auxiliary.turns.visits.tolist() == [8] * 4
