@@ -32,7 +32,7 @@ def token_log_probs(
 
     Shapes: hidden (N, H), weight (V, H), bias (V,), targets (N,). The backward pass computes the logits of each chunk
     again; where weight and bias are frozen, the forward pass already leaves the (N, H) derivative and nothing is
-    computed twice. Gradients flow to hidden, weight and bias; ``torch.func.jvp`` works too.
+    computed twice. Gradients flow to hidden, weight and bias, a second time too; ``torch.func.jvp`` works as well.
     """
     limit = chunk_elements or CHUNK_ELEMENTS.get(hidden.device.type, 2**24)
     chunk = max(1, limit // weight.shape[0])
@@ -56,13 +56,13 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, unit: bool, collision: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         n, wide = hidden.shape[0], wide_dtype(hidden.dtype)
         log_prob, normaliser = hidden.new_empty(n, dtype=wide), hidden.new_empty(n, dtype=wide)
         collisions = hidden.new_empty(n if collision else 0, dtype=wide)
         slope = hidden.new_empty((n if unit else 0, hidden.shape[1]))
         table = head_table(weight)
-        room = logits_room(hidden, table, chunk)
+        room = _room(hidden, table, chunk)
         for piece in pieces(n, chunk):
             logits = head_logits(hidden[piece], table, bias, room)
             target, peak = targets[piece, None], logits.amax(dim=-1, keepdim=True)
@@ -80,27 +80,23 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         hidden, weight, bias, targets, ctx.chunk, ctx.unit, _ = inputs
-        _, normaliser, slope, collisions = output
-        ctx.mark_non_differentiable(normaliser, slope, collisions)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, slope)
-        ctx.save_for_forward(hidden, weight, bias, targets, normaliser, slope)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(hidden, weight, bias, targets, *output[1:3])
+        ctx.save_for_forward(hidden, weight, bias, targets, *output[1:3])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser, slope = ctx.saved_tensors
-        given, none = gradients[0], (None, None, None, None)
-        if ctx.unit:
+        given, none = gradients[0], (None,) * 4
+        if ctx.unit and not torch.is_grad_enabled():
             return ((given[:, None] * slope).to(hidden.dtype), None, None, *none)
         table, wide = head_table(weight), wide_dtype(hidden.dtype)
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         by_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         by_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
-        room = logits_room(hidden, table, ctx.chunk)
-        for piece in pieces(hidden.shape[0], ctx.chunk):
-            logits = head_logits(hidden[piece], table, bias, room)
-            share = logits.sub_(normaliser[piece, None]).exp_()
-            gap, factor = _less_target(share, targets[piece, None]), -given[piece, None]
+        for piece, gap in _gaps(hidden, table, bias, targets, normaliser, ctx.chunk):
             # d log p / d logits = onehot - softmax; the factor of a row is applied to its H numbers, not to its V
+            factor = -given[piece, None]
             if by_hidden is not None:
                 by_hidden[piece] = factor * product(_narrow(gap, table), table)
             if by_weight is not None:
@@ -117,22 +113,29 @@ class _TokenLogProbs(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser, _ = ctx.saved_tensors
         along_hidden, along_weight, along_bias = tangents[:3]
-        table, out = head_table(weight), torch.empty_like(normaliser)
+        table, out = head_table(weight), torch.zeros_like(normaliser)
         along_table = None if along_weight is None else head_table(along_weight)
-        room = logits_room(hidden, table, ctx.chunk)
-        for piece in pieces(hidden.shape[0], ctx.chunk):
-            share = head_logits(hidden[piece], table, bias, room).sub_(normaliser[piece, None]).exp_()
-            gap, moved = _less_target(share, targets[piece, None]), out[piece].zero_()
-            rows = hidden[piece].to(table.dtype)
+        for piece, gap in _gaps(hidden, table, bias, targets, normaliser, ctx.chunk):
             # sum_v (onehot - softmax)_v d logits_v, d logits = dh W^T + h dW^T + db, without the d logits
-            back = None if along_hidden is None else product(_narrow(gap, table), table)
-            if back is not None:
-                moved -= (back * along_hidden[piece]).sum(dim=-1)
+            if along_hidden is not None:
+                out[piece] -= (product(_narrow(gap, table), table) * along_hidden[piece]).sum(dim=-1)
             if along_table is not None:
-                moved -= (product(_narrow(gap, table), along_table) * rows).sum(dim=-1)
+                out[piece] -= (product(_narrow(gap, table), along_table) * hidden[piece]).sum(dim=-1)
             if along_bias is not None:
-                moved -= gap @ along_bias.to(gap.dtype)
+                out[piece] -= gap @ along_bias.to(gap.dtype)
         return out, None, None, None
+
+
+def _gaps(
+    hidden: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, normaliser: Tensor, chunk: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """softmax - onehot of one chunk after the other."""
+    graph = torch.is_grad_enabled()  # a graph of the derivative is asked for: no memory may be used twice
+    room = None if graph else _room(hidden, table, chunk)
+    for piece in pieces(hidden.shape[0], chunk):
+        logits = head_logits(hidden[piece], table, bias, room)
+        share = logits.softmax(dim=-1).clone() if graph else logits.sub_(normaliser[piece, None]).exp_()
+        yield piece, _less_target(share, targets[piece, None])
 
 
 def pieces(n: int, chunk: int) -> Iterator[slice]:
@@ -165,18 +168,18 @@ def _narrow(values: Tensor, table: Tensor) -> Tensor:
     return values.to(table.dtype)
 
 
-def logits_room(hidden: Tensor, table: Tensor, chunk: int) -> Tensor | None:
-    """Memory for the logits of one chunk after the other: fresh memory costs more than what is computed in it. None
-    where the product makes its own."""
-    if table.dtype in (torch.float16, torch.bfloat16):
-        return None
-    return table.new_empty(min(chunk, hidden.shape[0]), table.shape[0])
+def _room(hidden: Tensor, table: Tensor, chunk: int) -> Tensor:
+    """Memory for the logits of one chunk after the other: fresh memory costs more than what is computed in it."""
+    return hidden.new_empty((min(chunk, hidden.shape[0]), table.shape[0]), dtype=wide_dtype(hidden.dtype))
 
 
 def head_logits(hidden: Tensor, table: Tensor, bias: Tensor | None, room: Tensor | None = None) -> Tensor:
-    """Logits of a chunk of hidden states, float32 at least; in ``room`` if given."""
+    """Logits of a chunk of hidden states, float32 at least; in ``room`` if it is given and the product can."""
     rows = hidden.to(table.dtype)
-    logits = product(rows, table.T) if room is None else torch.mm(rows, table.T, out=room[: rows.shape[0]])
+    if room is None or room.dtype != table.dtype:
+        logits = product(rows, table.T)
+    else:
+        logits = torch.mm(rows, table.T, out=room[: rows.shape[0]])
     return logits if bias is None else logits.add_(bias)
 
 

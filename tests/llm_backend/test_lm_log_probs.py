@@ -168,6 +168,7 @@ def test_head_passes_gradcheck_and_jvp(frozen, with_bias):
         return token_log_probs(given[0], table, shift, targets, chunk_elements=14).log_prob
 
     assert torch.autograd.gradcheck(run, [part.requires_grad_() for part in parts])
+    assert torch.autograd.gradgradcheck(run, parts)
     plain = (hidden @ weight.T + (bias if with_bias else 0.0)).log_softmax(-1)[torch.arange(5), targets]
     torch.testing.assert_close(run(*parts), plain, rtol=1e-12, atol=1e-12)
     fixed = [part.detach() for part in parts]
