@@ -22,7 +22,7 @@ from prefgeo.language.recipe import LanguageRecipe
 from prefgeo.recipes import Recipe, sections_of
 from prefgeo.yaml_reading import Path_
 
-UNCOUNTED = ("description",)
+UNCOUNTED = ("description", "keep_policies")
 """Keys that change nothing of what is computed."""
 FOLLOWING = "data_fingerprints."
 """What changes with other keys is told where nothing else has changed."""

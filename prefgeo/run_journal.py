@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from prefgeo.algorithms.journal import Entry
@@ -43,6 +44,9 @@ class RunJournal:
             stage=stage, logged=self.logged,
         )  # fmt: skip
         return self.watching
+
+    def needs(self, policies: Sequence[Any]) -> None:
+        """The entries of all stages stay: they are small."""
 
     def close(self) -> None:
         """Take the progress bar away."""

@@ -22,6 +22,8 @@ from prefgeo.recipes import SWEEPING, Recipe, Section, Seed, check_recipe, valid
 from prefgeo.yaml_reading import Document, Fault, Path_, read_yaml
 
 CASE = "case"
+UNHASHED = ("name", "seed", "keep_policies")
+"""Keys of a resolved recipe that decide no result, and the seed, which is told beside it."""
 MOST = 100_000  # cells; more is a slip of the pen
 Values = Annotated[list[Any], Field(min_length=1)]
 
@@ -65,7 +67,7 @@ class Cell:
 
     def key(self, backend: str) -> str:
         """A hash of all that decides the result, but the seed of a language model."""
-        config = {name: value for name, value in self.prepared.config.items() if name not in ("name", "seed")}
+        config = {name: value for name, value in self.prepared.config.items() if name not in UNHASHED}
         return digest({**config, "backend": backend})[:24]
 
 

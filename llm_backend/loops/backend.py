@@ -90,7 +90,7 @@ class LanguageBackend:
             return self.store.get(next(iter(used)))
         key = key_of(shares=used, order=list(used), dtype=self.store.dtype)
         known = self.store.recall(MERGES, key)
-        if known is not None and self.store.has(known["policy"]):
+        if known is not None and (self.store.has(known["policy"]) or self.store.was_dropped(known["policy"])):
             return self.store.get(known["policy"])
         mine = {policy.digest: policy for policy in policies}
         for digest in used:

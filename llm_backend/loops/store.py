@@ -95,13 +95,13 @@ class PolicyStore:
         Raises: StoreError where it is missing, or not what it was.
         """
         policy = StoredPolicy(digest, self._folder(digest))
-        if not (self.root / DROPPED / digest).is_file():
+        if not self.was_dropped(digest):
             self.check(policy)
         return policy
 
     def check(self, policy: StoredPolicy) -> None:
         """Raises StoreError for a policy that is missing, dropped or damaged; reads it once in a process."""
-        if (self.root / DROPPED / policy.digest).is_file():
+        if self.was_dropped(policy.digest):
             raise StoreError(
                 f"policy {policy.digest[:12]} was dropped from {self.root} to save space; keep all policies to use it"
             )
@@ -122,6 +122,10 @@ class PolicyStore:
     def has(self, digest: str) -> bool:
         """Whether the policy's folder is there; it is read when it is opened."""
         return self._folder(digest).is_dir()
+
+    def was_dropped(self, digest: str) -> bool:
+        """Whether the policy was removed on purpose."""
+        return (self.root / DROPPED / digest).is_file()
 
     def drop(self, policy: StoredPolicy) -> None:
         """Remove a policy that no later stage opens, and remember that this was meant."""

@@ -94,10 +94,11 @@ def iterate(
         policy, notes = fitted(
             backend, journal, f"round-{t}", draw, objective(),
             start=who.play(rules.start), reference=who.play(rules.reference), plan=plan,
+            later=who.read_from(t, rules),
         )  # fmt: skip
         who.reference = who.play(rules.reference)
         who.advance(policy)
-        if rules.reference == "ema":
+        if rules.reference == "ema" and t < rules.rounds:
             who.ema = backend.merge([who.ema, policy], np.array([rules.ema_decay, 1.0 - rules.ema_decay]))
         shares = None
         if rules.merges and t < rules.rounds:
@@ -119,6 +120,11 @@ class _Cast(Generic[Policy]):
         """The policy that plays a part."""
         named = {"policy": self.policy, "previous": self.policy, "initial": self.base}
         return {**named, "merged": self.merged, "ema": self.ema}[part]
+
+    def read_from(self, t: int, rules: Rules) -> list[Policy]:
+        """Who is read in round t or later, besides its start and reference."""
+        averaged = [self.ema] if rules.reference == "ema" else []
+        return [self.base, self.policy, *averaged, *(self.trajectory if rules.merges and t < rules.rounds else [])]
 
     def advance(self, policy: Policy) -> None:
         """A round made this policy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,13 +28,18 @@ class Entry:
 
 
 class Journal(Protocol):
-    """Where stages are kept, by name; a stage that is written again replaces the older entry."""
+    """Where stages are kept, by name; a stage that is written again replaces the older entry.
+
+    ``needs``: from here on the loop opens no other policy that there is by now.
+    """
 
     def read(self, stage: str) -> Entry | None: ...
 
     def write(self, stage: str, entry: Entry) -> None: ...
 
     def monitor(self, stage: str) -> Monitor | None: ...
+
+    def needs(self, policies: Sequence[Any]) -> None: ...
 
 
 class NoJournal:
@@ -51,6 +56,9 @@ class NoJournal:
         """Nobody watches."""
         return None
 
+    def needs(self, policies: Sequence[Any]) -> None:
+        """Whoever keeps them knows."""
+
 
 def fitted(
     backend: Backend[Policy, Data],
@@ -62,15 +70,19 @@ def fitted(
     start: Policy,
     reference: Policy,
     plan: FitPlan,
+    later: Sequence[Policy] = (),
 ) -> tuple[Policy, Arrays]:
     """The policy that a stage of training makes, with its loss and the counts of its data; from the journal if there.
 
-    ``data`` is called only where the stage is not finished. Metrics of the policy are among the notes.
+    ``data`` is called only where the stage is not finished. Metrics of the policy are among the notes. ``later``: the
+    policies that are read by this stage's data or later on, besides ``start`` and ``reference``; only where the stage
+    is not finished is the journal told of them, since after a resume earlier stages do not know of later policies.
     """
     known = journal.read(stage)
     if known is not None:
         kept = known.part(NOTE)
         return backend.load(known.part(POLICY)), {name: kept[name] for name in known.plain["notes"]}
+    journal.needs([start, reference, *later])
     rows, monitor = data(), journal.monitor(stage)
     policy, losses = backend.fit(start, reference, rows, objective, plan=plan, monitor=monitor)
     counts = {f"rows_{name}": value for name, value in backend.counts(rows).items()}

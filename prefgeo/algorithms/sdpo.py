@@ -45,7 +45,8 @@ def sdpo(
         draw = partial(data.draw, backend, base, 1, part=(t, chunks))
         reference = policy
         policy, notes = fitted(
-            backend, journal, f"chunk-{t + 1}", draw, objective(), start=reference, reference=reference, plan=plan
-        )
+            backend, journal, f"chunk-{t + 1}", draw, objective(), start=reference, reference=reference, plan=plan,
+            later=[base],
+        )  # fmt: skip
         rounds.append(Round(roles, policy, notes))
     return outcome(backend, base, reference, rounds)

@@ -48,7 +48,7 @@ def wrpo(
         rounds.append(Round(roles[0], start, notes))
     policy, notes = fitted(
         backend, journal, "preferences", lambda: data.draw(backend, start, 1), objective(),
-        start=start, reference=start, plan=plan,
+        start=start, reference=start, plan=plan, later=[base],
     )  # fmt: skip
     rounds.append(Round(roles[-1], policy, notes))
     return outcome(backend, base, start, rounds)

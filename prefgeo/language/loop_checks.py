@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from objectives import Objective
     from prefgeo.language.recipe import LanguageRecipe
 
-SECTIONS = ("prompts", "generation", "ranking", "pairing", "sources")
+SECTIONS = ("prompts", "generation", "ranking", "pairing", "sources", "keep_policies")
+"""Keys of a loop alone."""
 
 
 def check_loop(recipe: LanguageRecipe, objective: Objective, fault: Fault) -> None:

@@ -20,6 +20,7 @@ from prefgeo.backend import FitPlan
 from prefgeo.language.data import HELD_OUT
 from prefgeo.language.folder import PREFERENCE, SFT, STORE, LanguageFolder
 from prefgeo.language.loop_checks import loop_settings
+from prefgeo.language.loop_journal import LoopJournal
 from prefgeo.language.loop_measures import LoopMeasures
 from prefgeo.language.loop_rankers import gold_ranker
 from prefgeo.language.loop_sources import LoopParts
@@ -28,7 +29,6 @@ from prefgeo.language.recipe import LanguageRecipe
 from prefgeo.language.tokens import TokenRows, token_options
 from prefgeo.language.training_spec import SupervisedTraining
 from prefgeo.run_folder import MANIFEST
-from prefgeo.run_journal import RunJournal
 
 BASE = "base_policy"
 
@@ -57,8 +57,10 @@ class LoopRun:
             store, base, self.parts.source(store, base), loop_training(recipe), self.measures(store, base),
             tokens=token_options(recipe.data), seed=recipe.seed,
         )  # fmt: skip
-        what = recipe.name
-        journal = RunJournal(self.folder, [recipe.seed], reference=base.digest, seconds=self.seconds, what=what)
+        journal = LoopJournal(
+            store, recipe.keep_policies, self.folder, [recipe.seed], reference=base.digest, seconds=self.seconds,
+            what=recipe.name,
+        )  # fmt: skip
         journal.logged = self.folder.earlier_metrics()
         data = DataSource(recipe.pairing.kind, recipe.data.flip)
         settings = loop_settings(recipe, self.parts.fault)

@@ -164,7 +164,8 @@ class EvaluateSpec(Section):
 
 class LanguageRecipe(Section):
     """One run: a model, its data, optionally SFT, then one objective, once or in the loop of an ``algorithm``, for one
-    seed. The sections from ``prompts`` to ``sources`` are a loop's (``loop_spec``)."""
+    seed. The sections from ``prompts`` to ``sources`` are a loop's (``loop_spec``). ``keep_policies`` of a loop:
+    ``all``, or those that are ``needed`` by what is still to be done."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     description: str = ""
@@ -182,6 +183,7 @@ class LanguageRecipe(Section):
     ranking: RankingSpec = RankingSpec()
     pairing: PairingSpec = PairingSpec()
     sources: SourcesSpec | None = None
+    keep_policies: Literal["all", "needed"] = "all"
     evaluate: EvaluateSpec = EvaluateSpec()
     seed: Seed = 0
 

@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from llm_backend.lm_fields import needs_live_reference
+from llm_backend.loops.store import POLICIES
 from llm_backend.models import trainable_count
 from llm_backend.progress import shown_by
 from llm_backend.reference import weights_hash
@@ -264,7 +265,9 @@ class _Runner:
         self.folder.write(CURVE, draw or draw_curve(title, self.folder.metrics(), stages))
         result = {"seed": self.recipe.seed, "data": self.rows.counts, "stages": stages} | loop
         self.folder.write_json(RESULT, result)
-        for rest in (self.folder.checkpoints(), self.folder.path / STORE / CHECKPOINTS):
+        store = self.folder.path / STORE
+        kept = self.recipe.keep_policies == "all"
+        for rest in (self.folder.checkpoints(), store / CHECKPOINTS, *([] if kept else [store / POLICIES])):
             shutil.rmtree(rest, ignore_errors=True)
         return result
 

@@ -15,7 +15,7 @@ import yaml
 
 pytest.importorskip("transformers")
 
-from llm_backend.loops import CandidateSource, LanguageBackend, candidate_source
+from llm_backend.loops import CandidateSource, LanguageBackend, PolicyStore, candidate_source
 from llm_backend.loops.fitting import Fit
 from prefgeo.language.loop_measures import LoopMeasures
 from prefgeo.language.run import run_language_recipe
@@ -81,9 +81,9 @@ class Calls:
         patch.setattr(owner, function, watched)
 
 
-def written(folder: Path) -> Path:
+def written(folder: Path, **sections: Any) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(TPMM, sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**TPMM, **sections}, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -148,6 +148,42 @@ def test_a_process_killed_again_and_again_ends_with_the_same_bytes(
             break
     run_language_recipe(recipe, tmp_path / "out", resume=True, checkpoint_seconds=0.0)
     assert final(tmp_path / "out") == end
+
+
+THREE: dict[str, dict[str, Any]] = {
+    "tpmm": {"rounds": 3, "budget_divisor": 2},
+    "iterative": {"rounds": 3, "reference": "ema"},
+}
+
+
+@pytest.mark.parametrize(("name", "place", "count"), [("tpmm", "training", 3), ("iterative", "step", 7)])
+def test_needed_policies_are_enough_for_the_same_bytes_killed_or_not(
+    name: str, place: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Base, three rounds and two merges; before the last round what made the last merge goes."""
+    algorithm = {"name": name, "options": THREE[name]}
+    run_language_recipe(written(tmp_path, algorithm=algorithm), tmp_path / "all")
+    everything = len(list((tmp_path / "all" / "store" / "policies").iterdir()))
+    there: list[int] = []
+    adopt = PolicyStore.adopt
+
+    def counted(self: PolicyStore, folder: Path) -> Any:
+        found = adopt(self, folder)
+        there.append(len(list((self.root / "policies").iterdir())))
+        return found
+
+    monkeypatch.setattr(PolicyStore, "adopt", counted)
+    recipe = written(tmp_path, algorithm=algorithm, keep_policies="needed")
+    run_language_recipe(recipe, tmp_path / "needed")
+    assert (everything, there) == (6, [1, 2, 3, 4, 5, 4])
+    with pytest.MonkeyPatch.context() as patch:
+        Calls(patch, place, count)
+        with pytest.raises(KilledError):
+            run_language_recipe(recipe, tmp_path / "killed", checkpoint_seconds=0.0)
+    run_language_recipe(recipe, tmp_path / "killed", resume=True, checkpoint_seconds=0.0)
+    for out in ("needed", "killed"):
+        assert final(tmp_path / out) == final(tmp_path / "all")
+        assert not (tmp_path / out / "store" / "policies").exists()
 
 
 def killed(recipe: Path, out: Path, seconds: float) -> bool:
