@@ -79,7 +79,11 @@ def new_model(
     _check_dtype(dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        try:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        except (ImportError, ValueError) as problem:  # as flash attention where it is not installed
+            reason = " ".join(str(problem).split())[:200]
+            raise ModelError(f"attention {attention} cannot be used: {reason}; take sdpa") from None
     return without_dropout(model.to(DTYPES[dtype]))
 
 
@@ -108,7 +112,13 @@ def tiny_config(
             size |= {"head_dim": width // heads}
         if architecture == "mistral":
             common["sliding_window"] = None
-    return AutoConfig.for_model(architecture, **(common | size | ids))
+    try:
+        return AutoConfig.for_model(architecture, **(common | size | ids))
+    except Exception as problem:  # transformers checks sizes by errors of its own, the reason behind them
+        reason = " ".join(str(problem.__cause__ or problem).split()).rstrip(".")
+        raise ModelError(
+            f"there is no {architecture} of these sizes: {reason}; width must be a multiple of heads"
+        ) from None
 
 
 def without_dropout(model: Any) -> Any:
@@ -202,15 +212,17 @@ def _with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
         try:
             return get_peft_model(model, config)
         except ValueError as problem:  # no layer of these names, or a layer of a kind that LoRA cannot adapt
-            linear = sorted({name.rpartition(".")[2] for name, each in model.named_modules() if _is_linear(each)})
+            linear = sorted({name.rpartition(".")[2] for name in linear_layers(model)})
             wanted = ", ".join(lora.targets or ("all-linear",))
             raise ModelError(
                 f"LoRA finds no layers called {wanted}; linear layers here: {', '.join(linear)}"
             ) from problem
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, of transformers
+def linear_layers(model: nn.Module) -> list[str]:
+    """The full names of layers that adapters can be put on."""
+    kinds = ("Linear", "Conv1D")  # the latter is GPT-2's, of transformers
+    return [name for name, each in model.named_modules() if isinstance(each, nn.Linear) or type(each).__name__ in kinds]
 
 
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:

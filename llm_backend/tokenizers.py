@@ -12,6 +12,8 @@ from llm_backend.token_ids import eos_id
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PARTS = ("token", "vocab", "spiece", ".model")
+"""One of them is in the name of some file of every tokenizer."""
 SPARE_ROWS = 1024  # models round their vocabulary up, by a few hundred rows ...
 SPARE_SHARE = 0.05  # ... or a few per cent; more than both is another vocabulary
 
@@ -27,6 +29,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise DataError(f"there is no tokenizer {str(name)!r}, neither as a folder nor on the hub: {problem}") from None
     except Exception as error:  # the hub, the network and each tokenizer class raise their own kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        if Path(name).is_dir() and not any(part in each.name for each in Path(name).iterdir() for part in PARTS):
+            raise DataError(f"the folder {name} holds no tokenizer; name one that does, as a model's own") from None
         if Path(name).is_dir():
             raise DataError(f"there is no tokenizer that can be read in the folder {name} ({reason})") from None
         raise DataError(f"there is no tokenizer {str(name)!r}, neither as a folder nor on the hub ({reason})") from None

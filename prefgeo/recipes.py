@@ -171,6 +171,9 @@ def _sentence(model: type[BaseModel], fault: Any, place: Path_) -> str:
         known = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
         hint = nearest_name(str(fault["input"]), known)
         return f"unknown {place[-1]} {fault['input']!r}.{hint} Known: {', '.join(known)}"
+    if fault["type"] == "model_type":
+        known = _keys(model, place)
+        return f"must be a section with keys ({', '.join(known)}), got {fault['input']!r}"
     if fault["type"] == "float_type" and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", str(fault["input"])):
         return f"YAML reads {fault['input']} as a text; write the number with a point, as in 1.0e-3"
     given = "" if isinstance(fault["input"], dict | list) else f", got {fault['input']!r}"

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from geometry.errors import nearest_name
 from prefgeo.errors import UsageError
@@ -43,6 +43,13 @@ class SweepSpec(Section):
     cases: dict[str, Annotated[dict[str, Any], Field(min_length=1)]] = Field(default_factory=dict)
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     baseline: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _name_or_recipe(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict):
+            raise ValueError(f"must be the name of a recipe file, or a recipe written in place, got {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _something_varies(self) -> SweepSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def load_preferences(
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        name = str(error).rpartition("argument ")[2]
-        raise DataError(f"{source}: this format has no option {name}") from None
+        name, known = str(error).rpartition("argument ")[2], list(inspect.signature(reader).parameters)[2:]
+        told = f"it takes {', '.join(known)}" if known and known != ["options"] else "leave it out"
+        raise DataError(f"{source}: this format has no option {name}; {told}") from None
 
 
 def load_records(source: str | Path, *, split: str | None = None, strict: bool = False) -> list[Record]:

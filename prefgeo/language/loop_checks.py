@@ -154,6 +154,8 @@ def _check_ranking(recipe: LanguageRecipe, objective: Objective, fault: Fault) -
 def _check_sources(recipe: LanguageRecipe, settings: AlgorithmSettings, objective: Objective, fault: Fault) -> None:
     reads = any(name.startswith("policy_source") for name in objective.fields)
     needed = reads or recipe.pairing.kind == "hybrid" or (isinstance(settings, WRPOSettings) and settings.supervised)
+    if recipe.pairing.kind == "hybrid" and recipe.sources is None:
+        raise fault(("pairing", "kind"), "hybrid pairs need responses of source models: add a section sources")
     if needed and recipe.sources is None:
         raise fault((), f"{objective.name} or its fine-tuning reads responses of source models: add a section sources")
     if recipe.sources is None:

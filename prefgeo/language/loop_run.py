@@ -12,8 +12,10 @@ import numpy as np
 
 from bandits.schedules import Schedule
 from llm_backend.generation import Sampling
+from llm_backend.generation.errors import GenerationError
 from llm_backend.loops import LanguageBackend, LoopTraining, PolicyStore, StoredPolicy
 from llm_backend.models import Lora
+from llm_backend.ranking.errors import RankingError
 from prefgeo.algorithms.data_source import DataSource
 from prefgeo.algorithms.outcome import LoopOutcome, Round
 from prefgeo.backend import FitPlan
@@ -66,6 +68,10 @@ class LoopRun:
         settings = loop_settings(recipe, self.parts.fault)
         try:
             outcome = settings.run(backend, recipe.objective.make, data, fit_plan(recipe.training), journal)
+        except GenerationError as problem:
+            raise self.parts.fault(("generation",), str(problem)) from None
+        except RankingError as problem:
+            raise self.parts.fault(("ranking",), str(problem)) from None
         finally:
             journal.close()
         self.folder.write_model(PREFERENCE, lambda part: copied(outcome.policy, part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from llm_backend.generation import Sampling
 from llm_backend.loops import CandidateSource, FixedSource, FusionSource, PolicyStore, RoundSource, StoredPolicy
 from llm_backend.pairing import PairRule, RecordedResponses
 from llm_backend.prompts import FixedPrompts, PromptSource, SelfInstruct, SelfInstructOptions, load_seed_tasks
+from llm_backend.ranking import Endpoint
 from prefgeo.language.data import HELD_OUT, MERGE, TRAIN, LanguageTexts, find_source
 from prefgeo.language.loop_checks import ranking_options
 from prefgeo.language.loop_fusion import FusionParts, check_writer
 from prefgeo.language.loop_rankers import LoopRanker
 from prefgeo.language.loop_world import WorldPrompts
+from prefgeo.language.model_names import at
 from prefgeo.language.recipe import LanguageRecipe
 from prefgeo.language.seed_task_text import instruction
 from prefgeo.yaml_reading import Fault
@@ -39,6 +42,12 @@ class LoopParts:
     def checked(self) -> LoopParts:
         """Itself. Raises ``UsageError`` for what can be known to be wrong before the loop begins."""
         self._rule(), self._parts(), self.sampling()
+        if self.recipe.generation.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise self.fault(("generation", "engine"), "vllm is not installed: pip install vllm, or say engine: hf")
+        options = self.recipe.ranking.options if self.recipe.pairing.kind != "fixed" else {}
+        if self.recipe.ranking.name == "judge" and options:
+            with at(self.fault, ("ranking", "options")):
+                Endpoint(**{name: value for name, value in options.items() if value is not None}).key()
         for place, model in enumerate(self.recipe.sources.models if self.recipe.sources else ()):
             if model.style is not None and self.texts.world is not None:
                 check_writer(self.texts.world, model, place, self.fault)

@@ -6,9 +6,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from geometry.errors import nearest_name
 from llm_backend.data import DataError
 from llm_backend.errors import ModelError
-from llm_backend.models import Lora, load_model, new_model, open_for_training, tiny_config
+from llm_backend.models import Lora, linear_layers, load_model, new_model, open_for_training, tiny_config
 from llm_backend.reference import Reference
 from llm_backend.tokenizers import check_special_tokens, check_vocabulary
 from prefgeo.language.model_names import MODEL, REFERENCE, at, tokenizer_place
@@ -27,8 +28,10 @@ def start_model(recipe: LanguageRecipe, tokenizer: Any, fault: Fault) -> Any:
     if spec.sizes is not None:
         sizes = spec.sizes.model_dump()
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        config = tiny_config(sizes.pop("architecture"), vocab_size=len(tokenizer), **sizes, **ids)
-        model = new_model(config, seed=recipe.seed, dtype=spec.dtype, attention=spec.attention)
+        with at(fault, ("model", "sizes")):
+            config = tiny_config(sizes.pop("architecture"), vocab_size=len(tokenizer), **sizes, **ids)
+        with at(fault, ("model", "attention")):
+            model = new_model(config, seed=recipe.seed, dtype=spec.dtype, attention=spec.attention)
     else:
         with at(fault, MODEL):
             model = load_model(spec.name, dtype=spec.dtype, attention=spec.attention)
@@ -36,6 +39,23 @@ def start_model(recipe: LanguageRecipe, tokenizer: Any, fault: Fault) -> Any:
     with at(fault, tokenizer_place(recipe)):
         check_vocabulary(tokenizer, int(embeddings.weight.shape[0]))
     return model
+
+
+def check_parts(model: Any, spec: ModelSpec, fault: Fault) -> None:
+    """Raises ``UsageError`` with line and key for adapters of layers or blocks that the model has not: before the model
+    is evaluated, and long before it is trained."""
+    if spec.lora is None:
+        return
+    blocks = int(model.config.num_hidden_layers)
+    if spec.lora.blocks is not None and spec.lora.blocks > blocks:
+        raise fault(("model", "lora", "blocks"), f"the model has {blocks}; give at most that, or leave it out for all")
+    linear = {name.rpartition(".")[2] for name in linear_layers(model)}
+    for place, target in enumerate(spec.lora.targets or ()):
+        if target.rpartition(".")[2] not in linear:
+            known = sorted(linear)
+            hint = nearest_name(target, known)
+            told = f"no linear layer is called {target!r}.{hint} Known: {', '.join(known)}"
+            raise fault(("model", "lora", "targets", place), told)
 
 
 def stored_model(folder: Path, spec: ModelSpec) -> Any:

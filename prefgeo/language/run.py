@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from llm_backend.generation.errors import GenerationError
 from llm_backend.lm_fields import needs_live_reference
 from llm_backend.loops.store import POLICIES
 from llm_backend.models import trainable_count
@@ -31,7 +32,7 @@ from prefgeo.language.loop_checks import loop_settings
 from prefgeo.language.loop_curve import draw_loop_curve
 from prefgeo.language.loop_recorded import with_recorded
 from prefgeo.language.model_names import at, check_names, tokenizer_place, with_local_names
-from prefgeo.language.models import live_reference, make_reference, opened, start_model, stored_model
+from prefgeo.language.models import check_parts, live_reference, make_reference, opened, start_model, stored_model
 from prefgeo.language.recipe import LanguageData, LanguageRecipe, load_language_recipe
 from prefgeo.language.shared_start import adopt_start
 from prefgeo.language.stages import run_preference, run_supervised, training_reference
@@ -151,7 +152,8 @@ class _Runner:
         with at(fault, tokenizer_place(recipe)):
             self.tokenizer = recipe_tokenizer(recipe, texts)
         once = recipe.algorithm is None
-        self.rows: TokenRows = token_rows(recipe, texts, self.tokenizer, self.objective if once else None)
+        with at(fault, ("data",)):
+            self.rows: TokenRows = token_rows(recipe, texts, self.tokenizer, self.objective if once else None)
         self.loop: Any = None
         if not once:
             from prefgeo.language.loop_run import LoopRun  # much to import, and only for loops
@@ -166,7 +168,9 @@ class _Runner:
     def run(self) -> dict[str, Any]:
         """Everything that is not yet finished, and the result."""
         if START not in self.folder.finished():
-            self._finish(START, self._evaluate(start_model(self.recipe, self.tokenizer, self.fault).to(self.device)))
+            model = start_model(self.recipe, self.tokenizer, self.fault)
+            check_parts(model, self.recipe.model, self.fault)
+            self._finish(START, self._evaluate(model.to(self.device)))
         if self.recipe.sft is not None and SFT not in self.folder.finished():
             model = start_model(self.recipe, self.tokenizer, self.fault)
             whole = run_supervised(model, self.rows.supervised, self.recipe.sft, self.folder, **self.options)
@@ -209,9 +213,12 @@ class _Runner:
         recipe = self.recipe
         if self.folder.follows:
             return {}
-        return evaluate_model(
-            model, self.tokenizer, self.texts, self.rows, recipe.evaluate, seed=recipe.seed, references=references
-        )
+        try:
+            return evaluate_model(
+                model, self.tokenizer, self.texts, self.rows, recipe.evaluate, seed=recipe.seed, references=references
+            )
+        except GenerationError as problem:
+            raise self.fault(("evaluate", "max_new_tokens"), str(problem)) from None
 
     def _save(self, stage: str, model: Any, whole: dict[str, Any] | None) -> Any:
         """Write the model, of ``whole`` weights where it has only shards; returns the model to evaluate."""

@@ -45,7 +45,7 @@ CASES = {
     "ranker": ([("evaluate:", f"{LOOP}evaluate:")], "line 14, ranking.options.path: 'no/ranker' leads nowhere: "),
     "no model folder": (
         [OWN, (TINY, "model: {name: HERE}")],
-        "line 2, model.name: there is no tokenizer that can be",
+        "line 2, model.name: the folder HERE holds no tokeni",
     ),
 }
 
