@@ -137,14 +137,14 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     else:
         numbers["trl"] = ask("trl")
     numbers |= compared(numbers["prefgeo"], numbers["trl"])
-    publish("lm_gpu", numbers, PACKAGES)
+    publish(f"lm_gpu_{options.size}", numbers, PACKAGES)
     numbers["modes"] = {}
     wanted = [mode for mode in MODES if mode in options.modes]
     baselines = ["dpo"] * any(mode != "exact" for mode in wanted) + ["dpo_lora"] * ("exact" in wanted)
     for mode in (*baselines, *wanted):
         numbers["modes"][mode] = ask(mode)
         numbers["modes"][mode] |= times_dpo(numbers["modes"], mode)
-        publish("lm_gpu", numbers, PACKAGES)
+        publish(f"lm_gpu_{options.size}", numbers, PACKAGES)
 
 
 def compared(ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, float]:

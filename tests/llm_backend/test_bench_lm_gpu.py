@@ -49,7 +49,7 @@ def test_all_parts_run_on_a_cpu(
     monkeypatch.setattr(bench, "installed", lambda package: package != "trl")
     assert run(bench, monkeypatch, *SMALL, "--batches", "2", "--modes", *MODES, "--peak-tflops", "0.05") == 0
     assert "trl not installed, so TRL's numbers are left out" in capsys.readouterr().out
-    found = json.loads((tmp_path / "build" / "benchmarks" / "lm_gpu.json").read_text())["numbers"]
+    found = json.loads((tmp_path / "build" / "benchmarks" / "lm_gpu_tiny.json").read_text())["numbers"]
     ours = found["prefgeo"]
     assert ours["layout"] == "packed" and ours["first_loss"] == pytest.approx(0.6931, abs=1e-3)
     # packed lines hold what the pairs need and nothing else
@@ -71,7 +71,7 @@ def test_trl_and_all_modes_run_on_dialogues(
     pytest.importorskip("trl")
     monkeypatch.setattr(importlib.import_module("report"), "ROOT", tmp_path)
     assert run(bench, monkeypatch, *SMALL, "--batches", "2", "4", "--data", str(data_folder)) == 0
-    found = json.loads((tmp_path / "build" / "benchmarks" / "lm_gpu.json").read_text())["numbers"]
+    found = json.loads((tmp_path / "build" / "benchmarks" / "lm_gpu_tiny.json").read_text())["numbers"]
     assert found["text"] == "HH" and found["trl"]["layout"] == "separate" and found["times_faster"] > 0
     assert found["trl"]["tflops_needed"] < found["trl"]["tflops_laid_out"]
     assert "model_flop_utilisation" not in found["prefgeo"]  # no peak is known of a CPU
