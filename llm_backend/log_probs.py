@@ -16,6 +16,7 @@ from llm_backend.head import token_log_probs
 from llm_backend.lean_blocks import lean_blocks
 from llm_backend.packed_attention import packed_attention
 from llm_backend.sequential_kl import HeadInput, token_kls
+from llm_backend.varlen_attention import varlen_attention, varlen_runs
 
 HeadFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(hidden (N, H), weight (V, H), bias (V,) or None) -> anything, computed inside the model's own forward pass."""
@@ -112,7 +113,8 @@ def at_places(model: nn.Module, batch: Mapping[str, Tensor], function: HeadFunct
         return found[-1]
 
     packed = "spans" in batch
-    attention = packed_attention(causal, batch["spans"]) if packed else contextlib.nullcontext()
+    attend = varlen_attention if packed and varlen_runs(causal) else packed_attention
+    attention = attend(causal, batch["spans"]) if packed else contextlib.nullcontext()
     blocks = lean_blocks(causal, batch["places"]) if packed else contextlib.nullcontext(False)
     with _replaced_forward(head, instead), attention, blocks as at_end:
         model(
@@ -187,13 +189,15 @@ def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) ->
 
 
 def best_collator(model: Any, sides: Sequence[str], pad_id: int = 0, *, share: bool | None = None) -> Collator:
-    """The layout that saves most for this model and device, tried out: packed (CPU), shared prompts, or separate lines.
+    """The layout that saves most for this model and device, tried out: packed, shared prompts, or separate lines.
 
+    Packed are models on a CPU, and on a GPU those in half precision, where its variable-length attention runs.
     ``share`` False asks for separate lines, True for shared ones without trying.
     """
     if share is False:
         return Collator(tuple(sides), pad_id, shared=False)
-    packs = unwrap(model).device.type == "cpu" and shares_prompts(model, packed=True)
+    causal = unwrap(model)
+    packs = (causal.device.type == "cpu" or varlen_runs(causal)) and shares_prompts(model, packed=True)
     shared = packs or (len(sides) > 1 and (bool(share) or shares_prompts(model)))
     return Collator(tuple(sides), pad_id, shared=shared, packed=packs)
 
