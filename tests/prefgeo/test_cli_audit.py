@@ -88,7 +88,7 @@ REFUSED = {
     "format": (["PAIRS", "--format", "hh"], "row 0: chosen has no '\\n\\nAssistant:', so it is no HH dialogue"),
     "unknown format": (["PAIRS", "--format", "pair"], "unknown format 'pair'. Did you mean 'pairs'?"),
     "vocabulary": (["PAIRS", "--vocab-size", "10"], "vocab_size must be at least 262"),
-    "tokenizer": (["PAIRS", "--tokenizer", "EMPTY"], "there is no tokenizer"),
+    "tokenizer": (["PAIRS", "--tokenizer", "EMPTY"], "empty holds no tokenizer; name one that does"),
     "eos": (["PAIRS", "--eos", "template"], "row 0: there is no template for text, and it ends response 0 without"),
     "prompt for hh": (["HH", "--prompt", "extract"], "this format has no option 'prompt'"),
     "vocabulary of another": (
