@@ -34,7 +34,8 @@ class AuxiliarySpec(Section):
     with ``optimiser`` adam or sgd (with ``momentum``). ``every`` = k: in dual a prompt's delta moves on each k-th
     visit, by turns (left out: 4); in other modes all move on each k-th step (left out: 1). ``gauge`` (exact) also holds
     delta's mean in each prompt at zero. ``cap`` and ``anti_ridge`` are official_compat's. ``product``: forward-mode
-    derivatives, or a difference of two forward passes in float32 (left out: forward with bfloat16, else difference).
+    derivatives, or a difference of two forward passes in float32 (left out: forward with
+    bfloat16 and no gradient checkpointing, which forward mode does not go with; else difference).
     ``dimensions`` says how rank, nullity and reachable margins are counted before training: exact, estimate (from a
     sample of prompts), skip, or auto (exact where it is cheap).
     """

@@ -30,8 +30,10 @@ def prepare_auxiliary(
     spec = recipe.auxiliary
     if spec is None or reference is None:
         return None
-    # autocast would have no part in a difference, which is taken in float32: on its hardware that is the slower one
-    product = spec.product or ("forward" if recipe.training.precision == "bfloat16" else None)
+    # a difference is taken in float32, which bfloat16 is meant to save; but inputs that checkpointing has made to require
+    # gradients have no forward mode
+    narrow = recipe.training.precision == "bfloat16" and not recipe.training.gradient_checkpointing
+    product = spec.product or ("forward" if narrow else None)
     auxiliary = LMAuxiliary(
         policy, rows, auxiliary_options(spec, objective, steps_per_epoch(recipe.training, len(rows))), tied=spec.tied,
         reference=reference.columns if spec.has_weights else None, product=product, pad_id=pad_id, seed=recipe.seed,
