@@ -30,8 +30,7 @@ def prepare_auxiliary(
     spec = recipe.auxiliary
     if spec is None or reference is None:
         return None
-    # a difference is taken in float32, which bfloat16 is meant to save; but inputs that checkpointing has made to require
-    # gradients have no forward mode
+    # differences are taken in float32, slow where bfloat16 is asked for; forward mode does not go with checkpointing
     narrow = recipe.training.precision == "bfloat16" and not recipe.training.gradient_checkpointing
     product = spec.product or ("forward" if narrow else None)
     auxiliary = LMAuxiliary(
