@@ -1,6 +1,6 @@
 """A device that is not there: its tensors compute on the CPU, and refuse to be mixed with tensors of the CPU.
 
-Run as a program, it takes language models through training, resuming, AuxDPO, generation and evaluation on that device.
+Run as a program, it takes language models through training, AuxDPO, generation and evaluation on that device.
 An operation on tensors of two devices, which a GPU would refuse, raises ``MixedDevicesError``: so a missing
 ``.to(device)`` shows without a GPU. Kernels, speed and memory do not. The device is torch's place for private back
 ends, of which a process has one for good: hence a program of its own.
@@ -10,12 +10,14 @@ ends, of which a process has one for good: hence a program of its own.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
@@ -64,6 +66,16 @@ class Watching(TorchDispatchMode):
         return compute(function, args, kwargs or {})
 
 
+class Making(TorchFunctionMode):
+    """So that torch.tensor, which dispatches nothing, comes by way of the CPU."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        device = named.pop("device", None) if function is torch.tensor else None
+        made = function(*args, **named)
+        return made if device is None else made.to(device)
+
+
 def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation: its devices checked, done on the CPU, its result put where it belongs."""
     flat, form = tree_flatten((args, kwargs))
@@ -99,6 +111,14 @@ class Module(_DummyBackendModule):
         return [torch.bfloat16]
 
 
+def restored(tests: Any, at: Path) -> None:
+    """Delta's state comes from a file, on the CPU, and training goes on."""
+    trainer = tests.trained(at, NAME, "dual", optim="adamw_torch", max_steps=2)
+    trainer.auxiliary.load_state_dict({name: value.cpu() for name, value in trainer.auxiliary.state_dict().items()})
+    trainer.reference = None  # the policy is no longer its start
+    trainer.train()
+
+
 def run(folder: Path, wanted: list[str]) -> None:
     """All parts, or those wanted: the tests of ``test_gpu.py`` on this device; ``mixing`` is a mistake on purpose."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=Module())
@@ -108,24 +128,22 @@ def run(folder: Path, wanted: list[str]) -> None:
         return
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
     import test_gpu as tests
-    from accelerate import PartialState
 
-    PartialState(cpu=True)
-    PartialState._shared_state["device"] = torch.device(NAME, 0)  # where the trainers believe to be
+    os.environ["ACCELERATE_TORCH_DEVICE"] = f"{NAME}:0"  # where a trainer goes that is not told to stay on the CPU
     parts: dict[str, Any] = {
         f"log-probs, {layout}": lambda at, layout=layout: tests.test_log_probs_are_those_of_the_cpu(NAME, layout)
         for layout in ("separate", "shared")
     }
     for mode in (None, *tests.MODES):
         parts[f"training, {mode or 'dpo'}"] = lambda at, mode=mode: tests.trained(at, NAME, mode, optim="adamw_torch")
-    parts["resuming"] = lambda at: tests.test_a_resumed_run_ends_where_the_whole_one_does(NAME, "dual", at)
+    parts["restoring"] = lambda at: restored(tests, at)
     parts["moving"] = lambda at: tests.test_the_trainer_takes_model_and_delta_along(NAME, at)
     parts["generation"] = lambda at: tests.test_generation_is_that_of_the_cpu(NAME, 0.7)
     parts["evaluation"] = lambda at: tests.test_evaluation_is_that_of_the_cpu(NAME)
     for number, (name, work) in enumerate(parts.items()):
         if wanted and name not in wanted:
             continue
-        with Watching():
+        with Watching(), Making():
             work(folder / str(number))
         print(f"done: {name}", flush=True)
 

@@ -90,6 +90,7 @@ def trained(folder: Any, device: str, mode: str | None = None, *, resume: Any = 
         model, objective, arguments(folder, device, **options), data, reference=reference, auxiliary=auxiliary,
         eval_rows=data[:5], eval_reference=Reference.initial(model).log_probs(data[:5]),
     )  # fmt: skip
+    assert trainer.args.device.type == device
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

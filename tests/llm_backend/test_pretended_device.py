@@ -19,10 +19,10 @@ def run(folder: Path, *parts: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_resuming_leaves_nothing_on_the_cpu(tmp_path: Path) -> None:
+def test_restored_state_goes_to_the_model(tmp_path: Path) -> None:
     """AuxDPO's residual and dual vector come back where the model is."""
-    ended = run(tmp_path, "resuming")
-    assert ended.returncode == 0 and "done: resuming" in ended.stdout, ended.stderr[-3000:]
+    ended = run(tmp_path, "restoring")
+    assert ended.returncode == 0 and "done: restoring" in ended.stdout, ended.stderr[-3000:]
 
 
 def test_a_tensor_on_the_cpu_is_refused(tmp_path: Path) -> None:
