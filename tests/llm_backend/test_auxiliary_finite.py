@@ -133,8 +133,9 @@ def test_random_problems_reach_theta_loc_when_prompts_take_turns(seed) -> None:
     """The default: each prompt on every fourth step, in turn. Half the penalty, as turns and momentum add up."""
     problem = RandomLogLinear(seed=seed, features=3, max_responses=5 if seed == 2 else 0).build()
     found = fit(problem, "dual", steps=1600, every=None, dual_every=800, penalty=0.5 / stiffness(problem))
-    np.testing.assert_allclose(found.theta, rlhf_local(problem).theta, rtol=0, atol=SETTLED)
-    assert found.residual_norm < 1e-7
+    # a quarter of the moves: what is left falls with the number of steps
+    np.testing.assert_allclose(found.theta, rlhf_local(problem).theta, rtol=0, atol=1e-4)
+    assert found.residual_norm < 1e-5
     visits = found.auxiliary.turns.visits
     assert found.auxiliary.options.period == 4 and visits.tolist() == [1600] * problem.layout.n_prompts
 
