@@ -241,6 +241,9 @@ class Deltas:
         self.values = torch.zeros(2, n, dtype=torch.float64, requires_grad=True)
         self.seen = []
 
+    def to(self, device):
+        self.values = self.values.detach().to(device).requires_grad_()
+
     def fields(self, inputs):
         return {"delta_chosen": self.values[0, inputs["index"]], "delta_rejected": self.values[1, inputs["index"]]}
 
