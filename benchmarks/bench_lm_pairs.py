@@ -37,7 +37,7 @@ def main() -> None:
     """Prepare the pairs, run both trainers, publish the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("PREFGEO_DATA"), help="folder of the HH file")
-    parser.add_argument("--pairs", type=int, default=128)
+    parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--child", choices=("prepare", *RUNS), help=argparse.SUPPRESS)
