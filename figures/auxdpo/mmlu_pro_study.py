@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 TITLE = "MMLU-Pro and HH, a Llama of 0.2 million parameters from scratch: AuxDPO against DPO, three seeds"
-SIZE = (11.5, 10.0)
+SIZE = (11.5, 12.0)
 SETTINGS: dict[str, Any] = dict(FILES)  # in the folder ``results``; or the path of another sweep's results.csv
 MEASURES = {
     BY_LOG_PROB: "by log-probability, held out",

@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from figures.auxdpo import mmlu_pro_study as figure
 from figures.auxdpo import study_results as results
-from figures.auxdpo.study_table import COLUMNS, LABELS, MARK, markdown
+from figures.auxdpo.study_table import COLUMNS, LABELS, MARK, MOVED, markdown
 from figures.gallery import make
 
 DPO = (0.50, 0.53, 0.47)
@@ -99,6 +99,9 @@ def test_the_sentences_of_the_page_follow_from_its_result_files() -> None:
     bound, free = lora["auxdpo_exact"], lora["auxdpo_exact_unweighted"]
     ranks = np.concatenate([row["auxiliary/rank_least"]["values"] for row in (bound, free)])
     reachable, margins = (bound[f"auxiliary/{name}"]["values"] for name in ("reachable_least", "margin_dimension"))
+    by_reward = {case: row[results.BY_REWARD] for case, row in hh.items()}
+    others = ("ipo", "dpop")
+    below = [-by_reward[case]["difference"] for case in others]
     in_domain = moved(full, results.BY_LOG_PROB, results.BY_REWARD)
     said = [
         f"DPO gains {gain('dpo'):.0f} points over SFT, IPO {gain('ipo'):.0f} and DPOP {gain('dpop'):.0f}",
@@ -107,6 +110,9 @@ def test_the_sentences_of_the_page_follow_from_its_result_files() -> None:
         f"tells {span(ranks)} directions apart, which leaves {span(reachable)} of {span(margins)} margins with D",
         f"rank {span(full['auxdpo_dual']['auxiliary/rank_least']['values'])} in float32",
         f"1,000 responses have {span(full['auxdpo_batch_penalty']['auxiliary/rank_least']['values'])}",
+        "though their deltas after the last visit differ "
+        f"({hh['auxdpo_dual'][MOVED]['mean']:.2f} and {hh['auxdpo_batch_penalty'][MOVED]['mean']:.2f})",
+        "IPO's is {:.0f} points below it and DPOP's {:.0f}, at".format(*below),
         f"of 1,000 rows the limits leave {span(hh['auxdpo_dual']['auxiliary/margin_dimension']['values'])} to train on",
     ]
     assert not [sentence for sentence in said if sentence not in text]
@@ -114,8 +120,12 @@ def test_the_sentences_of_the_page_follow_from_its_result_files() -> None:
     assert all(abs(row["difference"]) < row["difference_half"] for row in [*moved(full, *figure.MEASURES), *in_domain])
     assert all(abs(row["difference"]) < 0.5 for row in moved(lora, *figure.MEASURES))
     assert all(abs(row["difference"]) < 0.5 for row in moved(hh, results.BY_LOG_PROB, results.BY_REWARD))
-    dual, penalty = lora["auxdpo_dual"], lora["auxdpo_batch_penalty"]
-    assert all(np.array_equal(dual[name]["values"], penalty[name]["values"]) for name in dual if "accuracy" in name)
+    assert all(by_reward[case]["difference"] < -by_reward[case]["difference_half"] for case in others)
+    assert abs(by_reward["dpop"]["mean"] - 50.0) < by_reward["dpop"]["half"]
+    by_log_prob = [row[results.BY_LOG_PROB]["mean"] - row[results.BEFORE]["mean"] for row in hh.values()]
+    assert max(by_log_prob) < 0.5
+    for dual, penalty in ((table["auxdpo_dual"], table["auxdpo_batch_penalty"]) for table in (lora, hh)):
+        assert all(np.array_equal(dual[name]["values"], penalty[name]["values"]) for name in dual if "accuracy" in name)
 
 
 @pytest.mark.parametrize("name", results.FILES.values())
