@@ -124,8 +124,9 @@ def test_the_sentences_of_the_page_follow_from_its_result_files() -> None:
     assert abs(by_reward["dpop"]["mean"] - 50.0) < by_reward["dpop"]["half"]
     by_log_prob = [row[results.BY_LOG_PROB]["mean"] - row[results.BEFORE]["mean"] for row in hh.values()]
     assert max(by_log_prob) < 0.5
-    for dual, penalty in ((table["auxdpo_dual"], table["auxdpo_batch_penalty"]) for table in (lora, hh)):
-        assert all(np.array_equal(dual[name]["values"], penalty[name]["values"]) for name in dual if "accuracy" in name)
+    same = [(table["auxdpo_dual"], table["auxdpo_batch_penalty"]) for table in (lora, hh)]
+    for one, other in [*same, (hh["dpo"], hh["auxdpo_official"])]:
+        assert all(np.array_equal(one[name]["values"], other[name]["values"]) for name in one if "accuracy" in name)
 
 
 @pytest.mark.parametrize("name", results.FILES.values())
