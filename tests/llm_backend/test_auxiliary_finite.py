@@ -281,7 +281,9 @@ def test_a_nonlinear_module_reaches_the_geometrys_answer() -> None:
     weights = reference_weights(slots, reference, prompt_weights=torch.as_tensor(problem.prompt_distribution))
     often = slots.total / slots.count
     scale = largest_curvature(scores, [(index, index)], weights**2 * often)
-    options = AuxiliaryOptions(penalty=1.0 / scale, learning_rate=1.0, optimiser="sgd", momentum=0.9, dual_every=0)
+    options = AuxiliaryOptions(
+        penalty=1.0 / scale, learning_rate=1.0, optimiser="sgd", momentum=0.9, dual_every=0, every=1
+    )
     auxiliary = Auxiliary(slots, options, weights=weights)
     objective = make_objective("auxdpo", beta=problem.beta)
     engine = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)

@@ -25,7 +25,6 @@ def sharding(self: AcceleratorState, *args: Any, **more: Any) -> None:
     assert self.distributed_type == DistributedType.FSDP and self.fsdp_plugin.fsdp_version == 2
 
 
-AcceleratorState.__init__ = sharding
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # not where this file is only read, as by tests of all files
+    AcceleratorState.__init__ = sharding
     sys.exit(main())
