@@ -165,7 +165,8 @@ def test_what_is_kept_is_bounded(monkeypatch):
 
     def saved(limit):
         monkeypatch.setattr(module, "KEPT", limit)
-        node = block_attention(query, key, value, 0.7, blocks).grad_fn
+        out = block_attention(query, key, value, 0.7, blocks)  # alive, or torch 2.11 frees what is saved
+        node = out.grad_fn
         while not hasattr(node, "saved_tensors"):
             node = node.next_functions[0][0]
         return node.saved_tensors[3].numel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_the_record_says_what_was_merged(tmp_path: Path) -> None:
     for entry, folder, weight in zip(record["inputs"], folders, [0.5, 0.0, 0.5], strict=True):
         wanted = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         assert entry == {"path": str(folder), "weight": weight, "sha256": {"model.safetensors": wanted}}
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == version("torch")
     names = {"config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors", "merge.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert before == {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
