@@ -7,18 +7,16 @@ not see each other; short pairs whole, as many small products cost more than the
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import Tensor
 
 from llm_backend.block_attention import Block, block_attention
+from llm_backend.line_attention import LineAttention
 
-NAME = "prefgeo_packed"
 ROWS, WHOLE = 128, 192
 """Rows of a block in a long prompt or response, and tokens up to which a pair is one block."""
 
@@ -89,57 +87,31 @@ class _Plan:
         return self._earlier[1 : length + 1, :length] if own else self._earlier[:length, : length - 1]
 
 
-_CURRENT: ContextVar[_Plan | None] = ContextVar("packed_attention_plan", default=None)
-
-
-@contextlib.contextmanager
-def packed_attention(causal: Any, spans: Tensor) -> Iterator[None]:
+def packed_attention(causal: Any, spans: Tensor) -> AbstractContextManager[None]:
     """Within, the model's attention follows ``spans`` (pairs, 1 + responses), the lengths in the line."""
-    before = causal.config._attn_implementation
-    token = _CURRENT.set(_Plan(spans.tolist(), causal.device))
-    causal.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        causal.config._attn_implementation = before
-        _CURRENT.reset(token)
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (1, heads, T, D) -> (1, T, heads, D)."""
-    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-    return attend_tokens(rows[0], rows[1], rows[2], scaling)[None], None
+    return _LINE.following(causal, _Plan(spans.tolist(), causal.device))
 
 
 def attend_tokens(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """Every token over what it sees: (T, heads, D) each, fewer heads in key and value if grouped -> (T, heads, D)."""
-    return block_attention(query, key, value, _scale(query, scale), _plan().tokens)
+    return _attend(query, key, value, _LINE.plan, scale)
 
 
 def attend_places(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """The same where response tokens are predicted: query (N, heads, D) of the batch's ``places``, all keys."""
-    return block_attention(query, key, value, _scale(query, scale), _plan().places)
+    return block_attention(query, key, value, _scale(query, scale), _LINE.plan.places)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, scale: float | None) -> Tensor:
+    return block_attention(query, key, value, _scale(query, scale), plan.tokens)
 
 
 def _scale(query: Tensor, given: float | None) -> float:
     return query.shape[-1] ** -0.5 if given is None else given
 
 
-def _plan() -> _Plan:
-    plan = _CURRENT.get()
-    if plan is None:
-        raise RuntimeError(
-            "packed attention outside packed_attention(...): recomputation of blocks does not go with it"
-        )
-    return plan
-
-
-AttentionInterface.register(NAME, _attend)
+_LINE = LineAttention(
+    "prefgeo_packed",
+    "packed attention outside packed_attention(...): recomputation of blocks does not go with it",
+    _attend,
+)

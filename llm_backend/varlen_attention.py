@@ -7,18 +7,17 @@ mask is made, and what is kept for the backward pass is linear in tokens.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import Tensor
 
-NAME = "prefgeo_varlen"
+from llm_backend.line_attention import LineAttention
+
 HALF = (torch.bfloat16, torch.float16)
 TOLERANCE = 3e-2
 """Of the trial, relative to the largest value: half precision, twice rounded."""
@@ -49,37 +48,9 @@ class Plan:
         ]
 
 
-_CURRENT: ContextVar[Plan | None] = ContextVar("varlen_attention_plan", default=None)
-
-
-@contextlib.contextmanager
-def varlen_attention(causal: Any, spans: Tensor) -> Iterator[None]:
+def varlen_attention(causal: Any, spans: Tensor) -> AbstractContextManager[None]:
     """Within, the model's attention follows ``spans`` (pairs, 1 + responses), the lengths in the line."""
-    before = causal.config._attn_implementation
-    token = _CURRENT.set(Plan(spans.tolist(), causal.device))
-    causal.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        causal.config._attn_implementation = before
-        _CURRENT.reset(token)
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (1, heads, T, D) -> (1, T, heads, D)."""
-    plan = _CURRENT.get()
-    if plan is None:
-        raise RuntimeError("packed attention outside varlen_attention(...)")
-    parts = [part[0].transpose(0, 1) for part in (query, key, value)]
-    return attend(parts[0], parts[1], parts[2], plan, scaling)[None], None
+    return _LINE.following(causal, Plan(spans.tolist(), causal.device))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float | None) -> Tensor:
@@ -151,4 +122,4 @@ def _dense(spans: Sequence[Sequence[int]]) -> Any:
     return way
 
 
-AttentionInterface.register(NAME, _attend)
+_LINE = LineAttention("prefgeo_varlen", "packed attention outside varlen_attention(...)", attend)

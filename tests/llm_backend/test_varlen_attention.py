@@ -106,7 +106,7 @@ def test_it_is_for_half_precision_on_a_gpu_alone() -> None:
     assert not varlen_runs(model)
     with pytest.raises(RuntimeError, match="outside varlen_attention"):
         part = torch.zeros(1, 1, 2, 4)
-        varlen_attention._attend(model, part, part, part, None)
+        varlen_attention._LINE.interface(model, part, part, part, None)
 
 
 @pytest.mark.gpu
