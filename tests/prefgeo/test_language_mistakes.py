@@ -10,20 +10,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from prefgeo.cli import main
+from tests.prefgeo.small_language_recipe import RECIPE
 
-RECIPE = """name: mistaken
-model: {name: tiny, sizes: {width: 16, layers: 1, heads: 2, context: 64}}
-tokenizer: {name: embedded, vocab_size: 300}
-data:
-  format: world
-  world: {name: e3, options: {grammar: {max_length: 8}}}
-  supervised: 10
-  rows: 12
-  held_out: 6
-objective: {name: dpo}
-training: {learning_rate: 0.01, steps: 1}
-evaluate: {generations: 0}
-"""
 LOOP = """evaluate: {generations: 0}
 algorithm: {name: iterative, options: {rounds: 1}}
 prompts: {name: world, per_round: 4}

@@ -12,20 +12,8 @@ import huggingface_hub
 
 from llm_backend.hub import _asked
 from prefgeo.cli import main
+from tests.prefgeo.small_language_recipe import RECIPE
 
-RECIPE = """name: named
-model: {name: tiny, sizes: {width: 16, layers: 1, heads: 2, context: 64}}
-tokenizer: {name: embedded, vocab_size: 300}
-data:
-  format: world
-  world: {name: e3, options: {grammar: {max_length: 8}}}
-  supervised: 10
-  rows: 12
-  held_out: 6
-objective: {name: dpo}
-training: {learning_rate: 0.01, steps: 1}
-evaluate: {generations: 0}
-"""
 LOOP = """algorithm: {name: iterative, options: {rounds: 1}}
 prompts: {name: world, per_round: 4}
 ranking: {name: reward_model, options: {path: no/ranker}}
